@@ -3,7 +3,7 @@
 import itertools
 import math
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal
 
 import torch
 from pydantic import Field, TypeAdapter
@@ -227,7 +227,7 @@ class Vae(nn.Module):
         write_folder(folder, "vae", self.state_dict(), self.describe())
 
     @classmethod
-    def load(cls, folder: Path) -> Self:
+    def load(cls, folder: Path) -> "Vae":
         """Return the model written by :meth:`save`.
 
         Raises
@@ -244,7 +244,7 @@ class Vae(nn.Module):
         return {"kind": "vae", "event_shape": list(self.event_shape), "settings": dumped}
 
     @classmethod
-    def restore(cls, description: dict[str, object], tensors: dict[str, Tensor]) -> Self:
+    def restore(cls, description: dict[str, object], tensors: dict[str, Tensor]) -> "Vae":
         """Return the model of :meth:`describe` and ``state_dict``."""
         adapter = TypeAdapter(tuple[int, ...])
         try:

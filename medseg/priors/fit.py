@@ -4,7 +4,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, TypeAdapter, model_validator
@@ -66,7 +66,7 @@ class FitPriorSettings:
     learning_rate: float = Field(default=5e-3, gt=0)
 
     @model_validator(mode="after")
-    def _only_a_vae_is_conditioned(self) -> Self:
+    def _only_a_vae_is_conditioned(self) -> "FitPriorSettings":
         if self.grouping == "conditioned" and self.kind != "vae":
             raise ValueError(
                 f"grouping 'conditioned' needs kind 'vae', but the kind is {self.kind!r}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Self
 
 import torch
 from jaxtyping import Float
@@ -43,7 +42,7 @@ class DiagonalGaussian(nn.Module):
         self.register_buffer("std", std.detach().clone())
 
     @classmethod
-    def fit(cls, kernels: Kernels) -> Self:
+    def fit(cls, kernels: Kernels) -> DiagonalGaussian:
         """Return the most likely Gaussian of kernels (m, *k), deviations with a small floor."""
         floor = _STD_FLOOR * float(kernels.square().mean().sqrt())
         return cls(kernels.mean(0), kernels.std(0, correction=0).clamp(min=floor))
@@ -123,7 +122,7 @@ class FullGaussian(nn.Module):
         self.register_buffer("whitener", torch.linalg.inv(factor).to(mean.dtype))
 
     @classmethod
-    def fit(cls, kernels: Kernels, *, shrinkage: float | None = None) -> Self:
+    def fit(cls, kernels: Kernels, *, shrinkage: float | None = None) -> FullGaussian:
         """Return the Gaussian of kernels (m, *k) with shrunk covariance (default: Ledoit-Wolf)."""
         covariance = shrunk_covariance(kernels.flatten(1), shrinkage=shrinkage)
         floor = (_STD_FLOOR**2) * float(kernels.double().square().mean())

@@ -96,7 +96,7 @@ def test_rate_warms_up_then_falls_to_zero() -> None:
 
 
 @pytest.mark.parametrize(
-    ("n", "fraction", "held"), [(100, 0.1, 10), (5, 0.1, 1), (2, 0.9, 0), (9, 0, 0)]
+    ("n", "fraction", "held"), [(100, 0.1, 10), (5, 0.1, 1), (2, 0.9, 0), (9, 0.0, 0)]
 )
 def test_split_is_disjoint_and_complete(n: int, fraction: float, held: int) -> None:
     train, kept = split_items(n, fraction=fraction, generator=torch_generator(0))
