@@ -263,8 +263,8 @@ def _value(metric: Metric, row: Mapping[str, object], missing: bool) -> float:
         return value
     if metric.worst is None:
         raise DataError(
-            f"A missing prediction counts with the worst value, but that of {metric.name!r} depends "
-            f"on the case and its row holds none: {dict(row)}.",
+            "A missing prediction counts with the worst value, but that of "
+            f"{metric.name!r} depends on the case and its row holds none: {dict(row)}.",
             hint="Make the row with worst_scores(reference, spacing_mm=...).",
         )
     return metric.worst

@@ -1,0 +1,273 @@
+"""A model is a folder: weights, a description and a card. Nothing in it is ever executed."""
+
+import hashlib
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from medseg import __version__
+from medseg.data.regions import RegionSettings
+from medseg.errors import ModelError
+from medseg.inference.card import model_card
+from medseg.inference.posterior import Head
+from medseg.io.atomic import atomic_path, file_sha256, write_json, write_text
+from medseg.networks.unet import UNet, UNetSettings
+from medseg.preprocess.prepare import PreprocessSettings
+from medseg.seeding import seeded_torch
+from medseg.settings import settings
+from medseg.variational.convert import to_variational
+from medseg.variational.settings import VariationalSettings
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+WEIGHTS_NAME, SPEC_NAME, CARD_NAME = "model.safetensors", "model.json", "card.md"
+
+
+@settings
+class ModelSpec:
+    """Everything about a model but its weights.
+
+    Parameters
+    ----------
+    architecture : UNetSettings
+    channels : tuple of str
+        Modality of each input channel, in order.
+    regions : RegionSettings
+        What the outputs are, in order.
+    region_definition : dict
+        Labels of the training data that make up each region.
+    preprocess : PreprocessSettings
+    allow_missing : bool
+        Whether the network was trained to do without some channels.
+    variational : VariationalSettings or None
+        None for a deterministic network.
+    method : str
+        How it was trained, for example "dwp".
+    temperature : float
+        Logits are divided by it.
+    training : dict
+        Free JSON: data fingerprint, seed, steps, metrics, versions, prior hash.
+    """
+
+    architecture: UNetSettings
+    channels: tuple[str, ...] = Field(min_length=1)
+    regions: RegionSettings
+    region_definition: dict[str, tuple[int, ...]]
+    preprocess: PreprocessSettings
+    allow_missing: bool = False
+    variational: VariationalSettings | None = None
+    method: str
+    temperature: float = Field(default=1.0, gt=0)
+    training: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if len(self.channels) != self.architecture.in_channels:
+            raise ValueError(
+                f"channels names {len(self.channels)} modalities, but the architecture takes "
+                f"{self.architecture.in_channels}"
+            )
+        if self.regions.channels != self.architecture.out_channels:
+            raise ValueError(
+                f"regions need {self.regions.channels} outputs, but the architecture has "
+                f"{self.architecture.out_channels}"
+            )
+        if set(self.region_definition) != set(self.regions.names):
+            raise ValueError(
+                f"region_definition is for {sorted(self.region_definition)}, but the regions are "
+                f"{sorted(self.regions.names)}"
+            )
+        return self
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A network and what is needed to use it.
+
+    Parameters
+    ----------
+    network : nn.Module
+        As built from ``spec``.
+    spec : ModelSpec
+    """
+
+    network: nn.Module
+    spec: ModelSpec
+
+    @property
+    def head(self) -> Head:
+        """How the network's logits are read."""
+        return Head(self.spec.regions, self.spec.architecture.dims, self.spec.temperature)
+
+    def fingerprint(self) -> str:
+        """Return a SHA-256 over description and weights; equal models have equal ones."""
+        digest = hashlib.sha256(json.dumps(spec_to_json(self.spec), sort_keys=True).encode())
+        for name, value in sorted(_tensors(self.network).items()):
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.flatten().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+    def save(self, folder: Path) -> None:
+        """Write the model into a folder, made where missing.
+
+        Parameters
+        ----------
+        folder : Path
+            Gets ``model.safetensors``, ``model.json`` and ``card.md``. The description goes last
+            and names the hash of the weights: a model torn by a crash is noticed when it is loaded.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = _tensors(self.network)
+        with atomic_path(folder / WEIGHTS_NAME) as temporary:
+            save_file(tensors, temporary)
+        spec = spec_to_json(self.spec)
+        write_text(folder / CARD_NAME, model_card(spec, n_weights=_count(tensors)))
+        write_json(
+            folder / SPEC_NAME,
+            {
+                "format": FORMAT,
+                "medseg": __version__,
+                "weights_sha256": file_sha256(folder / WEIGHTS_NAME),
+                "spec": spec,
+            },
+        )
+
+
+def spec_to_json(spec: ModelSpec) -> dict[str, Any]:
+    """Return a description as plain JSON values."""
+    plain: dict[str, Any] = TypeAdapter(ModelSpec).dump_python(spec, mode="json")
+    return plain
+
+
+def spec_from_json(values: dict[str, Any]) -> ModelSpec:
+    """Return the description that :func:`spec_to_json` wrote.
+
+    Raises
+    ------
+    ModelError
+        A key that is unknown, missing or out of its limits; each is named.
+    """
+    try:
+        return TypeAdapter(ModelSpec).validate_python(values)
+    except ValidationError as error:
+        faults = "; ".join(
+            f"{'.'.join(str(part) for part in fault['loc']) or 'model'}: {fault['msg']}"
+            for fault in error.errors()
+        )
+        raise ModelError(
+            f"A model's description must fit this version of medseg, but {faults}.",
+            hint="Load it with the version that wrote it, named in model.json.",
+        ) from error
+
+
+def build_network(spec: ModelSpec) -> nn.Module:
+    """Return the network of a description with weights that mean nothing yet.
+
+    Torch's global generator is left as it was.
+    """
+    with seeded_torch(0, "weights to be replaced"):
+        network: nn.Module = UNet(spec.architecture)
+        if spec.variational is not None:
+            network = to_variational(network, settings=spec.variational)
+    return network
+
+
+def load_model(folder: Path, *, device: torch.device | str = "cpu") -> Model:
+    """Return the model in a folder, ready to predict.
+
+    Parameters
+    ----------
+    folder : Path
+        As written by :meth:`Model.save`.
+    device : torch.device or str
+        Where the weights go.
+
+    Raises
+    ------
+    ModelError
+        A file is missing or damaged, the weights are not those of the description, or a tensor is
+        missing, left over or of another shape; each is named. Nothing is loaded in part.
+    """
+    folder = Path(folder)
+    description = _read_description(folder)
+    path = folder / WEIGHTS_NAME
+    if not path.is_file():
+        raise ModelError(
+            f"A model folder holds {WEIGHTS_NAME}, but {folder} does not.",
+            hint="Copy the whole folder, or train the model again.",
+        )
+    if file_sha256(path) != description.get("weights_sha256"):
+        raise ModelError(
+            f"The weights of {folder} must be those its {SPEC_NAME} was written for, but their "
+            "hashes differ.",
+            hint="One file was changed, or a save was cut short: copy or train the model again.",
+        )
+    spec = spec_from_json(description["spec"])
+    network = build_network(spec)
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise ModelError(
+            f"{path} must be a safetensors file, but it is damaged: {error}."
+        ) from error
+    _check_tensors(tensors, expected=network.state_dict(), path=path)
+    network.load_state_dict(tensors)
+    log.info("loaded all %d tensors of %s (method %s)", len(tensors), folder, spec.method)
+    return Model(network.to(device).eval(), spec)
+
+
+def _read_description(folder: Path) -> dict[str, Any]:
+    path = folder / SPEC_NAME
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"A model folder holds a readable {SPEC_NAME}, but {path} is not: {error}.",
+            hint="Give the folder that `medseg train` or `medseg finetune` wrote.",
+        ) from error
+    if not isinstance(description, dict) or not isinstance(description.get("spec"), dict):
+        raise ModelError(f"{path} must hold a model's description under 'spec', but it does not.")
+    if description.get("format") != FORMAT:
+        raise ModelError(
+            f"{path} must be of format {FORMAT}, but it is of {description.get('format')!r}.",
+            hint=f"Load it with medseg {description.get('medseg', 'of the version of then')}.",
+        )
+    return description
+
+
+def _check_tensors(found: dict[str, Tensor], *, expected: dict[str, Tensor], path: Path) -> None:
+    faults = [f"{name} is missing" for name in expected if name not in found]
+    faults += [f"{name} is not known" for name in found if name not in expected]
+    faults += [
+        f"{name} has shape {tuple(value.shape)} instead of {tuple(expected[name].shape)}"
+        for name, value in found.items()
+        if name in expected and value.shape != expected[name].shape
+    ]
+    if faults:
+        shown = "; ".join(faults[:8]) + (f"; and {len(faults) - 8} more" if len(faults) > 8 else "")
+        raise ModelError(
+            f"{path} must hold exactly the tensors of its architecture, but {shown}.",
+            hint="Weights and description are of different models.",
+        )
+
+
+def _tensors(network: nn.Module) -> dict[str, Tensor]:
+    # Clones, because safetensors refuses tensors that share memory or have gaps.
+    return {
+        name: value.detach().cpu().contiguous().clone(memory_format=torch.contiguous_format)
+        for name, value in network.state_dict().items()
+    }
+
+
+def _count(tensors: dict[str, Tensor]) -> int:
+    return sum(value.numel() for value in tensors.values())

@@ -1,0 +1,186 @@
+"""Samples of the weights, each seen over a whole volume."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from medseg.data.regions import RegionSettings, decode
+from medseg.inference.predictor import SlidingWindow
+from medseg.inference.settings import PredictSettings
+from medseg.inference.uncertainty import RunningStatistics, SampleStatistics
+from medseg.networks.precision import resolve_precision
+from medseg.seeding import torch_generator
+from medseg.shapes import Image
+from medseg.variational.convert import variational_layers
+from medseg.variational.sampling import sampled_weights
+
+
+@dataclass(frozen=True)
+class Head:
+    """How to read the logits of a network.
+
+    Parameters
+    ----------
+    regions : RegionSettings
+        Names, and whether they are overlapping regions or exclusive classes.
+    dims : 2 or 3
+        Spatial axes the network sees; 2 means axial slices.
+    temperature : float
+        Logits are divided by it.
+    """
+
+    regions: RegionSettings
+    dims: int = 3
+    temperature: float = 1.0
+
+
+@dataclass(frozen=True)
+class VolumeInterval:
+    """A volume in ml: median and 5-95 % interval over posterior samples.
+
+    The interval is what the samples spread over. It is no promise about the true volume unless it
+    was calibrated on other cases.
+    """
+
+    low_ml: float
+    median_ml: float
+    high_ml: float
+
+    @classmethod
+    def of(cls, volumes_ml: np.ndarray) -> VolumeInterval:
+        """Return the interval of the samples ``(K,)``, linearly interpolated between them."""
+        low, median, high = np.percentile(volumes_ml, (5, 50, 95))
+        return cls(float(low), float(median), float(high))
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedPrediction:
+    """A prediction on the grid that the network sees; regions in the order of ``names``.
+
+    Parameters
+    ----------
+    names : tuple of str
+        The n regions.
+    statistics : SampleStatistics
+        Maps of shape (n, x, y, z).
+    mask : Tensor, shape (n, x, y, z), bool
+        The decided regions, from the mean probability.
+    sample_voxels : Tensor, shape (K, n), int64
+        Voxels of each region in each sample.
+    """
+
+    names: tuple[str, ...]
+    statistics: SampleStatistics
+    mask: Tensor
+    sample_voxels: Tensor
+
+    def volume(self, name: str, *, voxel_volume_mm3: float) -> VolumeInterval:
+        """Return median and 5-95 % interval over samples of a region's volume in ml."""
+        voxels = self.sample_voxels[:, self.names.index(name)].numpy()
+        return VolumeInterval.of(voxels * voxel_volume_mm3 / 1000.0)
+
+
+def sample_count(network: nn.Module, settings: PredictSettings) -> int:
+    """Return how many samples a network is worth: one where no weight is random."""
+    return settings.samples if variational_layers(network) else 1
+
+
+def sample_probabilities(
+    network: nn.Module, image: Image, *, head: Head, settings: PredictSettings
+) -> Iterator[Tensor]:
+    """Yield the probabilities (n, x, y, z) of one posterior sample after the other.
+
+    All windows of a volume see the same weights, so that a sample is one function. A deterministic
+    network yields once.
+
+    Parameters
+    ----------
+    network : nn.Module
+        Its mode (training or not) is as before when each volume is done.
+    image : Tensor, shape (c, x, y, z)
+    head : Head
+    settings : PredictSettings
+    """
+    device = next((weight.device for weight in network.parameters()), torch.device("cpu"))
+    predictor = SlidingWindow(
+        network,
+        mode=head.regions.mode,
+        dims=head.dims,
+        temperature=head.temperature,
+        device=device,
+        dtype=resolve_precision(settings.precision, device),
+        settings=settings,
+    )
+    if not variational_layers(network):
+        yield _evaluated(network, predictor, image)
+        return
+    for index in range(settings.samples):
+        generator = torch_generator(settings.seed, "posterior sample", index)
+        # Held for one volume only, never across a yield: the caller may use the network meanwhile.
+        with torch.no_grad(), sampled_weights(network, generator):
+            probabilities = _evaluated(network, predictor, image)
+        yield probabilities
+
+
+def _evaluated(network: nn.Module, predictor: SlidingWindow, image: Image) -> Tensor:
+    was_training = network.training
+    network.eval()
+    try:
+        return predictor(image)
+    finally:
+        network.train(was_training)
+
+
+def named_channels(statistics: SampleStatistics, regions: RegionSettings) -> SampleStatistics:
+    """Return the statistics of the named channels only: a softmax head's background is left out."""
+    first = 1 if regions.mode == "classes" else 0
+    return SampleStatistics(
+        samples=statistics.samples,
+        probability=statistics.probability[first:],
+        expected_entropy_nats=statistics.expected_entropy_nats[first:],
+        variance=statistics.variance[first:],
+    )
+
+
+def predict_prepared(
+    network: nn.Module, image: Image, *, head: Head, settings: PredictSettings | None = None
+) -> PreparedPrediction:
+    """Return what the posterior says of an image, on the image's own grid.
+
+    Parameters
+    ----------
+    network : nn.Module
+        Deterministic or variational; stays on its device and in its mode.
+    image : Tensor, shape (c, x, y, z)
+        A prepared case's image.
+    head : Head
+        How to read the logits.
+    settings : PredictSettings, optional
+
+    Returns
+    -------
+    PreparedPrediction
+
+    Notes
+    -----
+    Memory does not depend on the number of samples.
+    """
+    chosen = settings or PredictSettings()
+    statistics, counts = RunningStatistics(), []
+    for probabilities in sample_probabilities(network, image, head=head, settings=chosen):
+        statistics.add(probabilities)
+        masks = decode(probabilities, settings=head.regions, threshold=chosen.threshold)
+        counts.append([int(masks[name].sum()) for name in head.regions.names])
+    result = statistics.result()
+    masks = decode(result.probability, settings=head.regions, threshold=chosen.threshold)
+    return PreparedPrediction(
+        names=tuple(head.regions.names),
+        statistics=named_channels(result, head.regions),
+        mask=torch.stack([masks[name] for name in head.regions.names]),
+        sample_voxels=torch.tensor(counts),
+    )

@@ -1,0 +1,55 @@
+"""Hashes that tell whether a prediction would come out the same again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import TypeAdapter
+
+from medseg import __version__
+from medseg.inference.settings import PredictSettings
+from medseg.scan import Case
+
+
+def case_sha256(case: Case) -> str:
+    """Return a SHA-256 of what a prediction depends on: scans and brain mask, voxels and affines.
+
+    The reference segmentation and the identifier do not count.
+    """
+    digest = hashlib.sha256()
+    members = {**dict(sorted(case.scans.items())), "brain mask": case.brain}
+    for name, member in members.items():
+        if member is None:
+            continue
+        values = member.data.cpu().contiguous()
+        digest.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
+        digest.update(np.ascontiguousarray(values.numpy()).data)
+        digest.update(np.ascontiguousarray(member.grid.affine).data)
+    return digest.hexdigest()
+
+
+def settings_to_json(settings: PredictSettings) -> dict[str, Any]:
+    """Return settings as plain JSON values."""
+    plain: dict[str, Any] = TypeAdapter(PredictSettings).dump_python(settings, mode="json")
+    return plain
+
+
+def settings_sha256(settings: PredictSettings) -> str:
+    """Return a SHA-256 of settings."""
+    text = json.dumps(settings_to_json(settings), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Return the versions a prediction was made with."""
+    return {
+        "medseg": __version__,
+        "python": sys.version.split()[0],
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+    }
