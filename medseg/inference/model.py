@@ -5,7 +5,7 @@ import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
@@ -70,7 +70,7 @@ class ModelSpec:
     training: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
-    def _fits_together(self) -> Self:
+    def _fits_together(self) -> "ModelSpec":
         if len(self.channels) != self.architecture.in_channels:
             raise ValueError(
                 f"channels names {len(self.channels)} modalities, but the architecture takes "

@@ -15,12 +15,13 @@ def bernoulli_entropy_nats(probability: Tensor) -> Tensor:
 
     Examples
     --------
-    >>> bernoulli_entropy_nats(torch.tensor([0.0, 0.5, 1.0])).tolist()
-    [0.0, 0.6931471824645996, 0.0]
+    >>> bernoulli_entropy_nats(torch.tensor([0.0, 0.5, 1.0])).round(decimals=3)
+    tensor([0.0000, 0.6930, 0.0000])
     """
     rest = 1.0 - probability
     # x log x with its limit 0 at 0, and without the NaN of 0 * log 0.
-    return -(torch.special.xlogy(probability, probability) + torch.special.xlogy(rest, rest))
+    # Taken from 0 and not negated, because a certain voxel would read -0.
+    return 0.0 - torch.special.xlogy(probability, probability) - torch.special.xlogy(rest, rest)
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,7 +24,7 @@ CLASSES = Head(RegionSettings(mode="classes", names=("core",)))
 def network(dims: int = 3) -> nn.Module:
     with seeded_torch(0, "test network"):
         return UNet(UNetSettings(dims=dims, in_channels=2, out_channels=2, widths=(4, 6)))  # type:
-        ignore[arg-type]
+        ignore[arg - type]
 
 
 def variational(dims: int = 3) -> nn.Module:

@@ -84,7 +84,7 @@ def test_hausdorff_agrees_with_simpleitk() -> None:
         image.SetSpacing(SPACING_MM[::-1])
     oracle = SimpleITK.HausdorffDistanceImageFilter()
     oracle.Execute(*images)
-    ours = hausdorff_mm(one, two, spacing_mm=SPACING_MM, percentile=100)
+    ours = hausdorff_mm(one, two, spacing_mm=SPACING_MM, percentile=100.0)
     assert ours == pytest.approx(oracle.GetHausdorffDistance(), abs=1e-4)
 
 
@@ -93,7 +93,7 @@ def test_concentric_spheres_are_their_difference_in_radius_apart() -> None:
     small = ellipsoid(shape, spacing_mm, (10, 10, 10))
     large = ellipsoid(shape, spacing_mm, (16, 16, 16))
     assert hausdorff_mm(small, large, spacing_mm=spacing_mm) == pytest.approx(6, abs=1.5)
-    assert surface_dice(small, large, spacing_mm=spacing_mm, tolerance_mm=8) == 1
+    assert surface_dice(small, large, spacing_mm=spacing_mm, tolerance_mm=8.0) == 1
     assert surface_dice(small, large, spacing_mm=spacing_mm, tolerance_mm=3.5) < 0.1
 
 
@@ -101,7 +101,9 @@ def test_ellipsoids_differ_most_along_the_longer_axis_in_mm() -> None:
     shape, spacing_mm = (31, 31, 31), (0.5, 1.0, 2.0)
     one = ellipsoid(shape, spacing_mm, (6, 6, 8))
     two = ellipsoid(shape, spacing_mm, (6, 6, 20))
-    assert hausdorff_mm(one, two, spacing_mm=spacing_mm, percentile=100) == pytest.approx(12, abs=2)
+    assert hausdorff_mm(one, two, spacing_mm=spacing_mm, percentile=100.0) == pytest.approx(
+        12, abs=2
+    )
 
 
 @pytest.mark.parametrize(("axis", "step_mm"), enumerate(SPACING_MM))
@@ -109,7 +111,7 @@ def test_a_shift_is_measured_in_mm_of_its_own_axis(axis: int, step_mm: float) ->
     mask = np.zeros((14, 14, 14), dtype=bool)
     mask[5:8, 5:8, 5:8] = True
     shifted = np.roll(mask, 3, axis)
-    distance = hausdorff_mm(mask, shifted, spacing_mm=SPACING_MM, percentile=100)
+    distance = hausdorff_mm(mask, shifted, spacing_mm=SPACING_MM, percentile=100.0)
     assert distance == pytest.approx(3 * step_mm)
 
 
@@ -117,32 +119,32 @@ def test_the_edge_of_the_image_is_surface() -> None:
     full = np.ones((5, 5, 5), dtype=bool)
     core = np.zeros_like(full)
     core[2, 2, 2] = True
-    assert hausdorff_mm(core, full, spacing_mm=(1, 1, 1), percentile=100) == pytest.approx(
+    assert hausdorff_mm(core, full, spacing_mm=(1.0, 1.0, 1.0), percentile=100.0) == pytest.approx(
         np.sqrt(12)
     )
 
 
 def test_diagonal_is_the_worst_case_of_an_empty_mask() -> None:
     mask, empty = np.ones((3, 4, 1), dtype=bool), np.zeros((3, 4, 1), dtype=bool)
-    assert image_diagonal_mm(mask.shape, (2, 2, 10)) == pytest.approx(np.sqrt(36 + 64 + 100))
-    assert hausdorff_mm(mask, empty, spacing_mm=(2, 2, 10)) == pytest.approx(np.sqrt(200))
-    assert hausdorff_mm(empty, empty, spacing_mm=(2, 2, 10)) == 0
-    assert surface_dice(empty, mask, spacing_mm=(1, 1, 1), tolerance_mm=99) == 0
+    assert image_diagonal_mm(mask.shape, (2.0, 2.0, 10.0)) == pytest.approx(np.sqrt(36 + 64 + 100))
+    assert hausdorff_mm(mask, empty, spacing_mm=(2.0, 2.0, 10.0)) == pytest.approx(np.sqrt(200))
+    assert hausdorff_mm(empty, empty, spacing_mm=(2.0, 2.0, 10.0)) == 0
+    assert surface_dice(empty, mask, spacing_mm=(1.0, 1.0, 1.0), tolerance_mm=99.0) == 0
 
 
 def test_two_dimensions_work_too() -> None:
     one, two = np.zeros((2, 9, 9), dtype=bool)
     one[2, 2], two[5, 6] = True, True
-    assert hausdorff_mm(one, two, spacing_mm=(1, 1)) == 5
+    assert hausdorff_mm(one, two, spacing_mm=(1.0, 1.0)) == 5
 
 
 def test_surface_of_nothing_is_refused() -> None:
     mask = np.zeros((2, 2, 2), dtype=bool)
     with pytest.raises(ShapeError, match="0 and 0"):
-        surface_distances_mm(mask, mask, spacing_mm=(1, 1, 1))
+        surface_distances_mm(mask, mask, spacing_mm=(1.0, 1.0, 1.0))
 
 
-@pytest.mark.parametrize("spacing_mm", [(1, 1), (1, 1, 0), (1, 1, float("nan"))])
+@pytest.mark.parametrize("spacing_mm", [(1.0, 1.0), (1.0, 1.0, 0.0), (1.0, 1.0, float("nan"))])
 def test_impossible_spacing_is_refused(spacing_mm) -> None:
     mask = np.ones((2, 2, 2), dtype=bool)
     with pytest.raises(GeometryError, match="3 positive lengths"):
