@@ -1,0 +1,58 @@
+"""The fast convolutions are torch's, in value and gradient."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn import functional as F  # noqa: N812
+
+from medseg.networks.conv_factory import TorchConvFactory
+from medseg.networks.convolution import Conv3d, PointwiseConv, convolve_3d
+from medseg.seeding import seeded_torch
+
+
+@given(
+    batch=st.integers(1, 2),
+    size=st.tuples(st.integers(1, 9), st.integers(1, 6), st.integers(1, 6)),
+    stride=st.integers(1, 3),
+    biased=st.booleans(),
+)
+def test_convolution_in_slabs_is_convolution(batch, size, stride, biased):
+    with seeded_torch(0, "slabs"):
+        image = torch.randn(batch, 3, *size).requires_grad_()
+        weight = torch.randn(4, 3, 3, 3, 3).requires_grad_()
+        bias = torch.randn(4) if biased else None
+    ours = convolve_3d(image, weight, bias, stride=stride, padding=1)
+    exact = F.conv3d(
+        image.double(), weight.double(), None if bias is None else bias.double(), stride, 1
+    )
+    torch.testing.assert_close(ours.double(), exact, rtol=1e-4, atol=1e-4)
+    factor = torch.linspace(-1, 1, ours.numel()).reshape(ours.shape)
+    mine = torch.autograd.grad((ours * factor).sum(), (image, weight))
+    reference = torch.autograd.grad((exact * factor).sum(), (image, weight))
+    for one, other in zip(mine, reference, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
+def test_the_layer_takes_the_slabs_for_one_small_volume(monkeypatch):
+    batches = []
+    conv3d = F.conv3d
+    monkeypatch.setattr(F, "conv3d", lambda x, *rest: batches.append(len(x)) or conv3d(x, *rest))
+    layer = TorchConvFactory(3)(2, 3, kernel_size=3, bias=True)
+    assert isinstance(layer, Conv3d)
+    assert layer(torch.zeros(1, 2, 8, 8, 8)).shape == (1, 3, 8, 8, 8)
+    assert layer(torch.zeros(1, 2, 128, 128, 1)).shape == (1, 3, 128, 128, 1)
+    assert batches == [2, 1]
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("bias", [False, True])
+def test_pointwise_is_a_1x1_convolution(dims, bias):
+    with seeded_torch(0, "pointwise"):
+        layer = PointwiseConv(3, 5, bias=bias)
+        for parameter in layer.parameters():
+            torch.nn.init.normal_(parameter)
+        image = torch.randn(2, 3, *[4] * dims)
+    weight = layer.weight.reshape(5, 3, *[1] * dims)
+    exact = (F.conv2d if dims == 2 else F.conv3d)(image, weight, layer.bias)
+    torch.testing.assert_close(layer(image), exact)
