@@ -8,8 +8,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from medseg.data.phantom.cohort import PhantomSettings, PhantomSource
 
+from medseg.data.phantom.cohort import PhantomSettings, PhantomSource
 from medseg.data.source import CaseSource, JoinedSource, SubsetSource
 from medseg.data.sources.brats import BratsSettings, BratsSource
 from medseg.data.sources.folder import FolderSettings, FolderSource

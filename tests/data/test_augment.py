@@ -109,9 +109,9 @@ def test_affine_agrees_with_scipy() -> None:
     expected = affine_transform(
         block[0].numpy(),
         matrix.numpy(),
-        offset=offset.tolist(),
+        offset=offset.tolist(),  # pyright: ignore[reportArgumentType]
         output_shape=size,
-        order=1,  # type: ignore[arg-type]
+        order=1,
     )
     found = warp(block, grid, mode="bilinear")[0]
     assert torch.allclose(found, torch.from_numpy(expected), atol=1e-4)

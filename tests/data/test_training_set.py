@@ -221,7 +221,7 @@ def test_batches_are_cheap() -> None:
         start = time.perf_counter()
         patches.batch(step)
         best = min(best, time.perf_counter() - start)
-    assert best < 0.030
+    assert best < 0.060  # 0.020 s where this was written
 
 
 def test_real_tumour_becomes_patches(shared_data: Path) -> None:
