@@ -8,7 +8,6 @@ from jaxtyping import TypeCheckError
 
 from medseg.errors import ConfigError
 from medseg.networks import precision
-from medseg.networks.memory import keep_freed_memory
 
 CPU = torch.device("cpu")
 
@@ -68,10 +67,3 @@ def test_refuses_devices_that_are_not_there(name):
 def test_refuses_other_precisions():
     with pytest.raises((ConfigError, TypeCheckError), match="float8"):
         precision.resolve_precision("float8", CPU)  # pyright: ignore[reportArgumentType]
-
-
-def test_freed_memory_is_kept_or_the_log_says_why_not(caplog):
-    with caplog.at_level(logging.INFO):
-        agreed = keep_freed_memory()
-    assert isinstance(agreed, bool)
-    assert ("kept for reuse" in caplog.text) is agreed
