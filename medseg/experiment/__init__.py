@@ -1,0 +1,1 @@
+"""Few-shot experiments: which method on which subset, and what the differences are worth."""
