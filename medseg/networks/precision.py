@@ -33,7 +33,7 @@ def resolve_device(name: str = "auto") -> torch.device:
     if name == "auto":
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         reason = "torch sees a GPU" if device.type == "cuda" else "torch sees no CUDA GPU"
-        log.info("device %s: %s", device, reason)
+        log.debug("device %s: %s", device, reason)
         return device
     try:
         device = torch.device(name)
@@ -76,9 +76,9 @@ def resolve_precision(name: Precision, device: torch.device) -> torch.dtype:
     if name == "bf16" and not native:
         log.warning("precision bf16 as asked for, but it will be very slow: %s", reason)
     if name == "bf16" or (name == "auto" and native):
-        log.info("precision bf16 on %s: %s", device, reason)
+        log.debug("precision bf16 on %s: %s", device, reason)
         return torch.bfloat16
-    log.info("precision float32 on %s: %s", device, "as asked for" if name == "float32" else reason)
+    log.debug("precision float32 on %s: %s", device, "as asked for" if name == "float32" else reason)
     return torch.float32
 
 

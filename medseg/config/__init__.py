@@ -1,0 +1,5 @@
+"""From YAML to built objects: schema, catalogue of names, loading with overrides.
+
+To add a data set, network or prior to the command line: one line in
+:mod:`medseg.config.catalog`, and one YAML under ``configs/``.
+"""

@@ -1,0 +1,46 @@
+"""What may stand in an experiment's YAML."""
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from medseg.experiment.plan import ProtocolSettings
+from medseg.settings import settings
+from medseg.training.transfer import MethodSettings
+
+
+@settings
+class DataConfig:
+    """One data set: its kind, the settings of that kind, and what its labels mean."""
+
+    kind: Literal["phantom", "ms", "brats", "folder"]
+    #: Settings of the kind, see its class.
+    settings: dict[str, Any] = Field(default_factory=dict)
+    #: Region -> labels; by default what is usual for the kind.
+    regions: dict[str, tuple[int, ...]] | None = None
+    #: One sentence for the report.
+    note: str = ""
+
+
+@settings
+class ArmConfig:
+    """One method, on some sources."""
+
+    method: MethodSettings
+    #: Names of sources; nothing for ``ri``.
+    sources: tuple[str, ...] = ()
+
+
+@settings
+class ExperimentConfig:
+    """A few-shot experiment."""
+
+    title: str
+    description: str = ""
+    network: Literal["unet_short_3d", "unet_3d", "unet_2d"] = "unet_short_3d"
+    sources: dict[str, tuple[DataConfig, ...]]
+    target: DataConfig
+    arms: tuple[ArmConfig, ...] = Field(min_length=1)
+    protocol: ProtocolSettings = ProtocolSettings()
+    #: Remarks that every reader of the report must see.
+    statements: tuple[str, ...] = ()

@@ -1,0 +1,264 @@
+"""One cell of the grid: one method, one source, one subset; trained, predicted and scored."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from medseg.data.training_set import TrainingCase
+from medseg.experiment.baselines import fit_thresholds, threshold_masks
+from medseg.experiment.plan import ExperimentPlan
+from medseg.inference.posterior import Head, PreparedPrediction, predict_prepared
+from medseg.inference.settings import PredictSettings
+from medseg.io.atomic import atomic_path, write_json, write_table
+from medseg.metrics.calibration import reliability_bins
+from medseg.metrics.evaluate import evaluate_masks
+from medseg.seeding import derive_seed
+from medseg.training.transfer import MethodSettings, Source, TrainingPlan, finetune
+
+log = logging.getLogger(__name__)
+Row = dict[str, object]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Which arm on which training subjects.
+
+    Parameters
+    ----------
+    method : str
+        Label of the arm.
+    source : str
+        "none" where the arm uses none.
+    n : int
+        Training subjects.
+    subset : str
+        Their numbers in the sorted list of target subjects, joined by "+".
+    """
+
+    method: str
+    source: str
+    n: int
+    subset: str
+
+    @property
+    def identifier(self) -> str:
+        """Folder name."""
+        return f"{self.method}_{self.source}_n{self.n}_{self.subset}"
+
+
+@dataclass(frozen=True, eq=False)
+class CellData:
+    """Training and test cases of a cell; no subject is in both."""
+
+    train: Sequence[TrainingCase]
+    test: Sequence[TrainingCase]
+
+
+class CellWriter:
+    """Scores cases and keeps them in the cell's folder; the table of scores is written last.
+
+    Parameters
+    ----------
+    cell : Cell
+    plan : ExperimentPlan
+    out : Path
+        The run's folder.
+    keep_example : bool
+        Save slices of the first test case for the report.
+    """
+
+    def __init__(self, cell: Cell, plan: ExperimentPlan, out: Path, *, keep_example: bool) -> None:
+        self._cell, self._plan, self._out = cell, plan, out
+        self._rows: list[Row] = []
+        self._bins: list[Row] = []
+        self._keep_example = keep_example
+
+    def add(
+        self,
+        case: TrainingCase,
+        masks: Tensor,
+        *,
+        probability: Tensor | None = None,
+        prediction: PreparedPrediction | None = None,
+    ) -> None:
+        """Score one test case, region by region."""
+        spacing_mm = self._spacing_mm()
+        voxel_ml = float(np.prod(spacing_mm)) / 1000.0
+        for index, region in enumerate(self._plan.protocol.regions.names):
+            truth = case.target[index].numpy() > 0.5
+            chance = None if probability is None else probability[index].numpy()
+            scores = evaluate_masks(
+                masks[index].numpy(),
+                truth,
+                spacing_mm=spacing_mm,
+                probability=chance,
+                inside=case.brain.numpy(),
+            )
+            row: Row = {
+                "method": self._cell.method,
+                "source": self._cell.source,
+                "n": self._cell.n,
+                "subset": self._cell.subset,
+                "seed": self._plan.protocol.seed,
+                "case": case.identifier,
+                "subject": case.subject,
+                "region": region,
+                **scores,
+            }
+            if prediction is not None:
+                interval = prediction.volume(region, voxel_volume_mm3=voxel_ml * 1000.0)
+                row["volume_low_ml"] = interval.low_ml
+                row["volume_high_ml"] = interval.high_ml
+                row["mean_std"] = float(prediction.statistics.std[index][masks[index]].mean())
+            self._rows.append(row)
+            if chance is not None:
+                self._add_bins(chance, truth, case, region)
+        if self._keep_example and prediction is not None:
+            self._save_example(case, prediction)
+            self._keep_example = False
+
+    def _spacing_mm(self) -> tuple[float, float, float]:
+        spacing = self._plan.protocol.preprocess.spacing_mm
+        return spacing or (1.0, 1.0, 1.0)
+
+    def _add_bins(
+        self, chance: np.ndarray, truth: np.ndarray, case: TrainingCase, region: str
+    ) -> None:
+        for entry in reliability_bins(chance, truth, inside=case.brain.numpy()):
+            self._bins.append({"region": region, **entry})
+
+    def _save_example(self, case: TrainingCase, prediction: PreparedPrediction) -> None:
+        regions = self._plan.protocol.regions.names
+        z = int(case.target.flatten(1, 2).sum(1).sum(0).argmax())
+        tensors = {
+            "image": case.image[..., z],
+            "truth": case.target[..., z].to(torch.uint8),
+            "probability": prediction.statistics.probability[..., z].float(),
+            "uncertainty": prediction.statistics.entropy_nats[..., z].float(),
+        }
+        folder = self._out / "examples"
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic_path(folder / f"{self._cell.identifier}.safetensors") as temporary:
+            save_file({name: value.contiguous() for name, value in tensors.items()}, temporary)
+        mine = [row for row in self._rows if row["case"] == case.identifier]
+        voxel_mm3 = float(np.prod(self._spacing_mm()))
+        volumes = {}
+        for region in regions:
+            found = prediction.volume(region, voxel_volume_mm3=voxel_mm3)
+            volumes[region] = [found.low_ml, found.median_ml, found.high_ml]
+        write_json(
+            folder / f"{self._cell.identifier}.json",
+            {
+                "case": case.identifier,
+                "method": self._cell.method,
+                "source": self._cell.source,
+                "n": self._cell.n,
+                "regions": list(regions),
+                "modalities": list(self._plan.protocol.channels),
+                "spacing_mm": list(self._spacing_mm()[:2]),
+                "dsc": {str(row["region"]): row["dsc"] for row in mine},
+                "volume_ml": volumes,
+                "reference_volume_ml": {
+                    str(row["region"]): row["reference_volume_ml"] for row in mine
+                },
+            },
+        )
+
+    def close(self) -> None:
+        """Write the tables; from now on the cell counts as done."""
+        folder = self._out / "cells" / self._cell.identifier
+        folder.mkdir(parents=True, exist_ok=True)
+        columns = ("region", "bin", "confidence", "accuracy", "count")
+        write_table(folder / "reliability.tsv", self._bins, columns=columns)
+        write_table(folder / "scores.tsv", self._rows)
+
+
+def is_done(cell: Cell, out: Path) -> bool:
+    """Return whether the cell's table of scores is there."""
+    return (out / "cells" / cell.identifier / "scores.tsv").is_file()
+
+
+def run_threshold(cell: Cell, data: CellData, writer: CellWriter, plan: ExperimentPlan) -> None:
+    """Score the thresholds that are best on the training cases; regions are (inner, outer)."""
+    names = plan.protocol.regions.names
+    outer = names.index("whole") if "whole" in names else len(names) - 1
+    inner = names.index("core") if "core" in names else 0
+    cuts = fit_thresholds(data.train, outer=outer, inner=inner)
+    for case in data.test:
+        masks = torch.zeros(case.target.shape, dtype=torch.bool)
+        found_outer, found_inner = threshold_masks(case, cuts)
+        masks[outer] = torch.from_numpy(found_outer)
+        masks[inner] = torch.from_numpy(found_inner)
+        writer.add(case, masks)
+    writer.close()
+
+
+def run_network(
+    network: nn.Module,
+    data: CellData,
+    writer: CellWriter,
+    plan: ExperimentPlan,
+    *,
+    channels: Sequence[int],
+    head: Head,
+) -> None:
+    """Predict and score the test cases; ``channels`` picks the target's regions from the head."""
+    settings = PredictSettings(
+        samples=plan.protocol.samples, seed=plan.protocol.seed, device=_device(network)
+    )
+    picked = list(channels)
+    for case in data.test:
+        whole = predict_prepared(network, case.image, head=head, settings=settings)
+        statistics = type(whole.statistics)(
+            samples=whole.statistics.samples,
+            probability=whole.statistics.probability[picked],
+            expected_entropy_nats=whole.statistics.expected_entropy_nats[picked],
+            variance=whole.statistics.variance[picked],
+        )
+        prediction = PreparedPrediction(
+            names=plan.protocol.regions.names,
+            statistics=statistics,
+            mask=whole.mask[picked],
+            sample_voxels=whole.sample_voxels[:, picked],
+        )
+        inside = prediction.mask & case.brain
+        probability = statistics.probability * case.brain
+        writer.add(case, inside, probability=probability, prediction=prediction)
+    writer.close()
+
+
+def train_cell(
+    cell: Cell,
+    data: CellData,
+    plan: ExperimentPlan,
+    method: MethodSettings,
+    *,
+    source: Source | None,
+    out: Path,
+) -> nn.Module:
+    """Fine-tune by one method; the batches depend on the subset alone, not on the method."""
+    protocol = plan.protocol
+    training = TrainingPlan(
+        architecture=plan.architecture(len(protocol.channels), protocol.regions.channels),
+        regions=protocol.regions,
+        patch=protocol.patch,
+        augment=protocol.augment,
+        loss=protocol.loss,
+        training=protocol.target_training,
+        seed=derive_seed(protocol.seed, "target", cell.subset),
+    )
+    network, result = finetune(data.train, training, method, source=source)
+    write_table(out / "histories" / f"{cell.identifier}.tsv", result.history)
+    return network
+
+
+def _device(network: nn.Module) -> str:
+    return str(next(network.parameters()).device)

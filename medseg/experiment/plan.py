@@ -1,0 +1,137 @@
+"""What an experiment is made of."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import Field
+
+from medseg.data.regions import Definition, RegionSettings
+from medseg.data.source import CaseSource
+from medseg.data.training_set import AugmentSettings, PatchSettings
+from medseg.losses.segmentation import LossSettings
+from medseg.networks.unet import UNetSettings
+from medseg.preprocess.prepare import PreprocessSettings
+from medseg.priors.fit import FitPriorSettings
+from medseg.settings import settings
+from medseg.training.loop import TrainingSettings
+from medseg.training.transfer import MethodSettings
+
+
+@settings
+class FewShotSettings:
+    """Which subsets of the target are trained on and what they are tested on."""
+
+    #: Numbers of training subjects.
+    sizes: tuple[int, ...] = Field(default=(5,), min_length=1)
+    #: Nested draws; None takes every subset of each size.
+    repeats: int | None = Field(default=None, ge=1)
+    #: Subjects kept for testing only; 0 tests each subset on all subjects that are not in it.
+    test_subjects: int = Field(default=0, ge=0)
+
+
+@settings
+class ProtocolSettings:
+    """Everything that is the same for all arms of an experiment."""
+
+    channels: tuple[str, ...] = Field(default=("flair", "t1c"), min_length=1)
+    regions: RegionSettings = RegionSettings(names=("core", "whole"))
+    preprocess: PreprocessSettings = PreprocessSettings(spacing_mm=(3.0, 3.0, 3.0))
+    patch: PatchSettings = PatchSettings()
+    augment: AugmentSettings = AugmentSettings()
+    #: Chance that a channel is hidden while a source network is trained.
+    source_modality_dropout: float = Field(default=0.15, ge=0, lt=1)
+    loss: LossSettings = LossSettings()
+    #: Source networks per source, each on its own bootstrap of the subjects.
+    members: int = Field(default=2, ge=1)
+    source_training: TrainingSettings = TrainingSettings()
+    target_training: TrainingSettings = TrainingSettings(steps=300)
+    prior: FitPriorSettings = FitPriorSettings()
+    few_shot: FewShotSettings = FewShotSettings()
+    #: Posterior samples at test.
+    samples: int = Field(default=10, ge=1)
+    seed: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Cohort:
+    """A data set and what its labels mean.
+
+    Parameters
+    ----------
+    source : CaseSource
+    definition : mapping of region to labels
+    synthetic : bool
+    note : str
+        For the report.
+    """
+
+    source: CaseSource
+    definition: Definition
+    synthetic: bool
+    note: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Arm:
+    """One method on some of the sources.
+
+    Parameters
+    ----------
+    method : MethodSettings
+    sources : sequence of str
+        Names of sources; nothing for a method that needs none.
+    """
+
+    method: MethodSettings
+    sources: Sequence[str]
+
+
+@dataclass(frozen=True, eq=False)
+class ExperimentPlan:
+    """A whole few-shot experiment.
+
+    Parameters
+    ----------
+    title, description : str
+    sources : mapping of name to cohorts
+        A source may be a mix.
+    target : Cohort
+    arms : sequence of Arm
+    protocol : ProtocolSettings
+    architecture : callable
+        ``(in_channels, out_channels) -> UNetSettings``.
+    config : dict
+        As written by the user, for the record.
+    statements : sequence of str
+        What a reader must know.
+    command : str
+        That runs it again.
+    """
+
+    title: str
+    description: str
+    sources: Mapping[str, Sequence[Cohort]]
+    target: Cohort
+    arms: Sequence[Arm]
+    protocol: ProtocolSettings
+    architecture: Callable[[int, int], UNetSettings]
+    config: dict[str, Any]
+    statements: Sequence[str] = field(default=())
+    command: str = ""
+
+
+def source_regions(cohorts: Sequence[Cohort], target: RegionSettings) -> RegionSettings:
+    """Return what a source network predicts: the target's regions it knows, and its own.
+
+    A cohort that marks none of the target's regions contributes the ones it does mark, so that a
+    mix of diseases trains one body with a head for each.
+    """
+    names: list[str] = []
+    for name in target.names:
+        if any(name in cohort.definition for cohort in cohorts):
+            names.append(name)
+    for cohort in cohorts:
+        if not any(name in cohort.definition for name in target.names):
+            names.extend(name for name in cohort.definition if name not in names)
+    return RegionSettings(mode=target.mode, names=tuple(names))

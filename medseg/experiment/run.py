@@ -1,0 +1,236 @@
+"""A few-shot experiment from cohorts to tables; it can be interrupted and resumed anywhere."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import platform
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+from medseg.data.regions import RegionSettings
+from medseg.data.source import CaseSource
+from medseg.data.splits import FewShotSubset, SplitSettings, few_shot_subsets, load_or_make_split
+from medseg.data.training_set import TrainingCase
+from medseg.errors import ConfigError
+from medseg.experiment.cell import (
+    Cell,
+    CellData,
+    CellWriter,
+    is_done,
+    run_network,
+    run_threshold,
+    train_cell,
+)
+from medseg.experiment.plan import Cohort, ExperimentPlan
+from medseg.experiment.sources import make_source, training_cases
+from medseg.experiment.tables import write_tables
+from medseg.inference.posterior import Head
+from medseg.inference.provenance import versions
+from medseg.io.atomic import write_json
+from medseg.networks.precision import resolve_device, resolve_precision
+from medseg.training.transfer import MethodSettings, Source
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class _Clock:
+    """Seconds spent per stage, carried over an interruption."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            spent = time.perf_counter() - started
+            self.seconds[name] = round(self.seconds.get(name, 0.0) + spent, 2)
+
+
+def run_experiment(plan: ExperimentPlan, out: Path, *, resume: bool = True) -> None:
+    """Run every stage that is not done yet, and write the tables.
+
+    Parameters
+    ----------
+    plan : ExperimentPlan
+    out : Path
+        The run's folder.
+    resume : bool
+        Go on in a folder that holds part of the same experiment.
+
+    Raises
+    ------
+    ConfigError
+        The folder holds another experiment, or one and ``resume`` is False.
+    """
+    out = Path(out)
+    key = hashlib.sha256(json.dumps(plan.config, sort_keys=True).encode()).hexdigest()
+    clock = _Clock(_start(plan, out, key, resume=resume))
+    try:
+        _run(plan, out, key, clock)
+    finally:
+        _write_run(plan, out, key, clock.seconds)
+
+
+def _run(plan: ExperimentPlan, out: Path, key: str, clock: _Clock) -> None:
+    with clock.stage("prepare target"):
+        cases = training_cases(
+            plan.target, plan, regions=plan.protocol.regions, allow_missing=False
+        )
+    sources: dict[str, Source] = {}
+    for name in plan.sources:
+        with clock.stage("train sources, fit priors"):
+            sources[name] = make_source(plan, name, out, key=key)
+    subsets, test_only = _subsets(plan, out)
+    cells = list(_grid(plan, cases, subsets, test_only))
+    first = {cell.method + cell.source: cell for cell, _, _ in reversed(cells)}
+    started, todo = time.perf_counter(), [entry for entry in cells if not is_done(entry[0], out)]
+    for number, (cell, data, method) in enumerate(todo):
+        spent = time.perf_counter() - started
+        left = spent / number * (len(todo) - number) if number else float("nan")
+        log.info("cell %d/%d %s (%.0f s left)", number + 1, len(todo), cell.identifier, left)
+        keep = first[cell.method + cell.source] == cell
+        writer = CellWriter(cell, plan, out, keep_example=keep)
+        with clock.stage(f"cells: {cell.method}"):
+            _one(cell, data, method, writer, plan=plan, sources=sources, out=out)
+    write_tables([cell for cell, _, _ in cells], out, seed=plan.protocol.seed)
+
+
+def _one(
+    cell: Cell,
+    data: CellData,
+    method: MethodSettings | None,
+    writer: CellWriter,
+    *,
+    plan: ExperimentPlan,
+    sources: dict[str, Source],
+    out: Path,
+) -> None:
+    regions, source = plan.protocol.regions, sources.get(cell.source)
+    if cell.method == "threshold":
+        run_threshold(cell, data, writer, plan)
+    elif method is None and source is not None:
+        channels = [source.regions.names.index(name) for name in regions.names]
+        head = _head(source.regions, plan)
+        run_network(source.network, data, writer, plan, channels=channels, head=head)
+    elif method is not None:
+        network = train_cell(cell, data, plan, method, source=source, out=out)
+        channels = list(range(len(regions.names)))
+        run_network(network, data, writer, plan, channels=channels, head=_head(regions, plan))
+
+
+def _head(regions: RegionSettings, plan: ExperimentPlan) -> Head:
+    dims = plan.architecture(len(plan.protocol.channels), regions.channels).dims
+    return Head(regions, dims, 1.0)
+
+
+def _subsets(plan: ExperimentPlan, out: Path) -> tuple[Sequence[FewShotSubset], set[str]]:
+    """Return the training subsets and the subjects that only ever serve as test."""
+    few, seed, source = plan.protocol.few_shot, plan.protocol.seed, plan.target.source
+    held = set[str]()
+    if few.test_subjects:
+        request = SplitSettings(seed=seed, sizes={"test": few.test_subjects}, rest="train")
+        held = set(
+            load_or_make_split(out / "splits.json", source, request=request).subjects_of("test")
+        )
+    pool = [subject for subject in source.subjects if subject not in held]
+    return few_shot_subsets(pool, few.sizes, seed=seed, repeats=few.repeats), held
+
+
+def _grid(
+    plan: ExperimentPlan,
+    cases: Sequence[TrainingCase],
+    subsets: Sequence[FewShotSubset],
+    test_only: set[str],
+) -> Iterator[tuple[Cell, CellData, MethodSettings | None]]:
+    subjects = sorted({case.subject for case in cases})
+    tested = [case for case in cases if not test_only or case.subject in test_only]
+    for name, cohorts in plan.sources.items():
+        known = {region for cohort in cohorts for region in cohort.definition}
+        if set(plan.protocol.regions.names) <= known:
+            yield Cell("zero_shot", name, 0, "none"), CellData((), tested), None
+    for subset in subsets:
+        label = "+".join(str(subjects.index(subject)) for subject in subset.subjects)
+        train = [case for case in cases if case.subject in subset.subjects]
+        data = CellData(train, [case for case in tested if case.subject not in subset.subjects])
+        yield Cell("threshold", "none", subset.size, label), data, None
+        for arm in plan.arms:
+            for name in arm.sources or ("none",):
+                yield Cell(arm.method.label, name, subset.size, label), data, arm.method
+
+
+def _start(plan: ExperimentPlan, out: Path, key: str, *, resume: bool) -> dict[str, float]:
+    path = out / "run.json"
+    if not path.is_file():
+        _write_run(plan, out, key, {})
+        return {}
+    before = json.loads(path.read_text(encoding="utf-8"))
+    if before.get("config_sha256") != key:
+        raise ConfigError(
+            f"A folder holds one experiment, but {out} holds another: "
+            f"{before.get('title')!r} with other settings.",
+            hint="Give another output folder.",
+        )
+    if not resume:
+        raise ConfigError(
+            f"{out} holds this experiment already.",
+            hint="Add --resume to go on with it, or give another folder.",
+        )
+    return dict(before.get("seconds", {}))
+
+
+def _write_run(plan: ExperimentPlan, out: Path, key: str, seconds: dict[str, float]) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    device = resolve_device(plan.protocol.target_training.device)
+    precision = resolve_precision(plan.protocol.target_training.precision, device)
+    cohorts = [(cohort, "source", name) for name, mix in plan.sources.items() for cohort in mix]
+    write_json(
+        out / "run.json",
+        {
+            "title": plan.title,
+            "description": plan.description,
+            "config": plan.config,
+            "config_sha256": key,
+            "seed": plan.protocol.seed,
+            "versions": versions(),
+            "machine": {
+                "cpu": platform.processor() or platform.machine(),
+                "cores": torch.get_num_threads(),
+                "device": str(device),
+                "precision": str(precision).removeprefix("torch."),
+            },
+            "command": plan.command,
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seconds": seconds,
+            "cohorts": [
+                *(_cohort(cohort, role, name) for cohort, role, name in cohorts),
+                _cohort(plan.target, "target", "target"),
+            ],
+            "statements": list(plan.statements),
+            "regions": list(plan.protocol.regions.names),
+            "modalities": list(plan.protocol.channels),
+        },
+    )
+
+
+def _cohort(cohort: Cohort, role: str, name: str) -> dict[str, object]:
+    source: CaseSource = cohort.source
+    return {
+        "name": f"{name}: {source.name}" if role == "source" else source.name,
+        "role": role,
+        "licence": source.licence,
+        "citation": source.citation,
+        "n_subjects": len(set(source.subjects)),
+        "synthetic": cohort.synthetic,
+        "note": cohort.note,
+    }

@@ -1,0 +1,152 @@
+"""From source cohorts to source networks, their kernels and the priors fitted to them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from medseg.data.regions import RegionSettings
+from medseg.data.splits import bootstrap_subjects
+from medseg.data.training_set import TrainingCase, make_training_case
+from medseg.experiment.plan import Cohort, ExperimentPlan, source_regions
+from medseg.inference.model import Model, ModelSpec, load_model
+from medseg.inference.provenance import versions
+from medseg.io.atomic import atomic_path, write_table
+from medseg.preprocess.prepare import prepare
+from medseg.priors.fit import fit_priors, held_out_nats
+from medseg.priors.harvest import HarvestSettings, harvest
+from medseg.priors.kernel_set import KernelSet
+from medseg.priors.layer_priors import LayerPriors
+from medseg.seeding import derive_seed, torch_generator
+from medseg.training.checkpoint import Checkpoints
+from medseg.training.transfer import Source, TrainingPlan, train_from_scratch
+
+log = logging.getLogger(__name__)
+_MONTAGE = 48
+
+
+def training_cases(
+    cohort: Cohort, plan: ExperimentPlan, *, regions: RegionSettings, allow_missing: bool
+) -> list[TrainingCase]:
+    """Return all cases of a cohort, prepared and encoded."""
+    protocol = plan.protocol
+    cases = []
+    for index in range(len(cohort.source)):
+        prepared = prepare(
+            cohort.source[index],
+            channels=protocol.channels,
+            settings=protocol.preprocess,
+            allow_missing=allow_missing,
+        )
+        cases.append(make_training_case(prepared, regions=regions, definition=cohort.definition))
+    log.info("prepared %d cases of %s", len(cases), cohort.source.name)
+    return cases
+
+
+def make_source(plan: ExperimentPlan, name: str, out: Path, *, key: str) -> Source:
+    """Train or load the members of source ``name``, harvest them and fit the prior.
+
+    What is there already, written under the same ``key``, is not made again.
+    """
+    regions = source_regions(plan.sources[name], plan.protocol.regions)
+    folders = [out / "sources" / name / f"member_{m}" for m in range(plan.protocol.members)]
+    if not all((folder / "model.json").is_file() for folder in folders):
+        cases = [
+            case
+            for cohort in plan.sources[name]
+            for case in training_cases(cohort, plan, regions=regions, allow_missing=True)
+        ]
+        for member, folder in enumerate(folders):
+            if not (folder / "model.json").is_file():
+                _train_member(plan, name, cases, member=member, out=out, key=key)
+    networks = [load_model(folder).network for folder in folders]
+    kernels = harvest(networks, settings=HarvestSettings())
+    priors = _fit(plan, name, kernels, out / "priors" / name)
+    return Source(network=networks[0], regions=regions, kernels=kernels, priors=priors)
+
+
+def _train_member(
+    plan: ExperimentPlan,
+    name: str,
+    cases: Sequence[TrainingCase],
+    *,
+    member: int,
+    out: Path,
+    key: str,
+) -> None:
+    protocol = plan.protocol
+    regions = source_regions(plan.sources[name], protocol.regions)
+    drawn = bootstrap_subjects([c.subject for c in cases], seed=protocol.seed, member=member)
+    chosen = [case for subject in drawn for case in cases if case.subject == subject]
+    architecture = plan.architecture(len(protocol.channels), regions.channels)
+    log.info("source %s, member %d: training on %d cases", name, member, len(chosen))
+    training = TrainingPlan(
+        architecture=architecture,
+        regions=regions,
+        patch=protocol.patch,
+        augment=replace(protocol.augment, modality_dropout=protocol.source_modality_dropout),
+        loss=protocol.loss,
+        training=protocol.source_training,
+        seed=derive_seed(protocol.seed, "source", name, member),
+    )
+    folder = out / "sources" / name / f"member_{member}"
+    checkpoints = Checkpoints(folder=folder / "state", key=key)
+    network, result = train_from_scratch(chosen, training, checkpoints=checkpoints)
+    write_table(out / "histories" / f"source_{name}_member{member}.tsv", result.history)
+    definition: dict[str, tuple[int, ...]] = {
+        region: tuple(cohort.definition[region])
+        for cohort in plan.sources[name]
+        for region in regions.names
+        if region in cohort.definition
+    }
+    spec = ModelSpec(
+        architecture=architecture,
+        channels=protocol.channels,
+        regions=regions,
+        region_definition=definition,
+        preprocess=protocol.preprocess,
+        allow_missing=True,
+        method="source",
+        training={"subjects": sorted(set(drawn)), "seed": training.seed, "versions": versions()},
+    )
+    Model(network, spec).save(folder)
+    checkpoints.clear()
+
+
+def _fit(plan: ExperimentPlan, name: str, kernels: KernelSet, folder: Path) -> LayerPriors:
+    seed = derive_seed(plan.protocol.seed, "prior", name)
+    if (folder / "held_out.tsv").is_file():
+        return LayerPriors.load(folder / "prior")
+    log.info("source %s: fitting filter priors to %d kernels", name, len(kernels))
+    priors = fit_priors(kernels, plan.protocol.prior, seed=seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    priors.save(folder / "prior")
+    _save_montage(kernels, priors, plan, folder / "kernels.safetensors")
+    write_table(folder / "held_out.tsv", held_out_nats(kernels, seed=seed))
+    return priors
+
+
+def _save_montage(
+    kernels: KernelSet, priors: LayerPriors, plan: ExperimentPlan, path: Path
+) -> None:
+    """Keep some real and some sampled kernels of the middle layer, for the report."""
+    layer = kernels.layer_names[len(kernels.layer_names) // 2]
+    generator = torch_generator(plan.protocol.seed, "montage")
+    label = f"sampled_{plan.protocol.prior.kind}_{plan.protocol.prior.grouping}"
+    tensors = {
+        "real": kernels.resample(layer, _MONTAGE, generator=generator).contiguous(),
+        label: priors.sample(layer, _MONTAGE, generator=generator).detach().contiguous(),
+    }
+    with atomic_path(path) as temporary, torch.no_grad():
+        save_file(tensors, temporary)
+
+
+def parameter_count(network: nn.Module) -> int:
+    """Return the number of trainable weights."""
+    return sum(p.numel() for p in network.parameters())

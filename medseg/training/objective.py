@@ -1,0 +1,162 @@
+"""What a training minimises."""
+
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from medseg.data.training_set import Batch
+from medseg.losses.segmentation import LossSettings, Mode, segmentation_loss
+from medseg.priors.layer_priors import LayerPriors
+from medseg.seeding import torch_generator
+from medseg.variational.elbo import ElboSettings, elbo_terms
+from medseg.variational.kl import network_kl
+from medseg.variational.sampling import use_generator
+
+Terms = dict[str, float]
+Forward = Callable[[Tensor], Tensor]
+
+
+class Objective(Protocol):
+    """A scalar to be minimised, and the parameters it brings of its own."""
+
+    @property
+    def extra(self) -> nn.Module | None:
+        """Module trained along with the network, such as an inference network; or None."""
+        ...
+
+    def loss(self, forward: Forward, batch: Batch, step: int) -> tuple[Tensor, Terms]:
+        """Return the loss of one batch, a scalar, and its terms for the log.
+
+        Parameters
+        ----------
+        forward : callable
+            The network as the training strategy wraps it: image batch to logits.
+        batch : Batch
+        step : int
+            Counted from 0; all chance is a function of it.
+        """
+        ...
+
+
+class SegmentationObjective:
+    """Cross-entropy and soft Dice, with an optional pull to given weights.
+
+    ``loss + strength * sum_w (w - w_source)^2`` over the parameters named in ``anchor``.
+
+    Parameters
+    ----------
+    mode : {"regions", "classes"}
+    settings : LossSettings
+    network : Module
+        Whose parameters the pull is on.
+    anchor : mapping of parameter name to Tensor, optional
+        Weights to stay near to.
+    strength : float
+        Weight of the pull, per squared unit of weight.
+
+    References
+    ----------
+    Li, Grandvalet and Davoine 2018, "Explicit inductive bias for transfer learning", equation 2
+    (their coefficient is halved).
+    """
+
+    extra: nn.Module | None = None
+
+    def __init__(
+        self,
+        *,
+        mode: Mode,
+        settings: LossSettings,
+        network: nn.Module,
+        anchor: Mapping[str, Tensor] | None = None,
+        strength: float = 0.0,
+    ) -> None:
+        self._mode: Mode = mode
+        self._settings = settings
+        parameters = dict(network.named_parameters())
+        self._pulled = [(parameters[name], value) for name, value in (anchor or {}).items()]
+        self._strength = strength
+
+    def loss(self, forward: Forward, batch: Batch, step: int) -> tuple[Tensor, Terms]:
+        """Return the loss of one batch; see :class:`Objective`."""
+        logits = forward(batch.image)
+        loss, terms = segmentation_loss(
+            logits, batch.target, batch.known, mode=self._mode, settings=self._settings
+        )
+        record = {name: float(value) for name, value in terms.items()}
+        if self._pulled:
+            pull = torch.stack([(now - then).square().sum() for now, then in self._pulled]).sum()
+            loss = loss + self._strength * pull
+            record["squared_distance"] = float(pull.detach())
+        return loss, record
+
+
+class VariationalObjective:
+    """Negative evidence lower bound per scored output, plus a Dice utility kept apart from it.
+
+    Parameters
+    ----------
+    network : Module
+        Variational; its layers' KL is taken against ``priors``.
+    priors : LayerPriors
+        Its inference networks, where it has them, are trained too.
+    mode : {"regions", "classes"}
+    loss : LossSettings
+    elbo : ElboSettings
+    voxels_per_scan, n_scans, outputs_per_voxel : int
+        Size of the target set, see :func:`medseg.variational.elbo.elbo_terms`.
+    seed : int
+        Of all noise.
+    """
+
+    def __init__(
+        self,
+        *,
+        network: nn.Module,
+        priors: LayerPriors,
+        mode: Mode,
+        loss: LossSettings,
+        elbo: ElboSettings,
+        observations: tuple[int, int, int],
+        seed: int,
+    ) -> None:
+        self.extra: nn.Module | None = priors
+        self._network, self._priors = network, priors
+        self._mode: Mode = mode
+        self._loss, self._elbo, self._seed = loss, elbo, seed
+        self._voxels, self._scans, self._outputs = observations
+
+    def loss(self, forward: Forward, batch: Batch, step: int) -> tuple[Tensor, Terms]:
+        """Return the loss of one batch; see :class:`Objective`."""
+        with use_generator(self._network, torch_generator(self._seed, "weight noise", step)):
+            logits = forward(batch.image)
+        data = LossSettings(cross_entropy=1.0, dice=0.0)
+        nats, terms = segmentation_loss(
+            logits, batch.target, batch.known, mode=self._mode, settings=data
+        )
+        kl = network_kl(
+            self._network,
+            self._priors,
+            generator=torch_generator(self._seed, "kl", step),
+            fraction=self._elbo.kl_fraction,
+        )
+        bound = elbo_terms(
+            nats,
+            kl,
+            voxels_per_scan=self._voxels,
+            n_scans=self._scans,
+            beta=self._elbo.beta_at(step),
+            outputs_per_voxel=self._outputs,
+        )
+        dice_only = LossSettings(
+            cross_entropy=0.0,
+            dice=self._loss.dice,
+            dice_smoothing_voxels=self._loss.dice_smoothing_voxels,
+        )
+        dice, _ = segmentation_loss(
+            logits, batch.target, batch.known, mode=self._mode, settings=dice_only
+        )
+        record = {**bound.as_log(), **{name: float(value) for name, value in terms.items()}}
+        return self._loss.cross_entropy * bound.loss + dice, record
