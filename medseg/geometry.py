@@ -1,8 +1,8 @@
 """Where voxels lie in the world.
 
-A *voxel* position is a triple of array indices, possibly fractional; index 0 is the centre of the first
-voxel. A *world* position is a triple of millimetres to the patient's right, anterior and superior (RAS+),
-as in NIfTI. A :class:`Grid` ties the two together.
+A *voxel* position is a triple of array indices, possibly fractional; index 0 is the centre of the
+first voxel. A *world* position is a triple of millimetres to the patient's right, anterior and
+superior (RAS+), as in NIfTI. A :class:`Grid` ties the two together.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from medseg.errors import GeometryError
 
 Affine = NDArray[np.float64]
 _SHEAR_TOLERANCE = 1e-3
+_PAIRS = ("LR", "PA", "IS")
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +36,8 @@ class Grid:
     Raises
     ------
     GeometryError
-        The shape is not three positive integers, or the affine is not finite, not 4 x 4, or singular.
+        The shape is not three positive integers, or the affine is not finite, not 4 x 4, or
+        singular.
 
     Examples
     --------
@@ -120,7 +122,7 @@ class Grid:
         return float(np.linalg.norm(self.corners_mm() - other.corners_mm(), axis=1).max())
 
     def matches(self, other: Grid, *, tolerance_mm: float) -> bool:
-        """Return whether both have one shape and no corner is farther apart than ``tolerance_mm``."""
+        """Return whether shapes are equal and corners at most ``tolerance_mm`` apart."""
         return self.shape == other.shape and self.corner_distance_mm(other) <= tolerance_mm
 
     def crop(self, start: Sequence[int], stop: Sequence[int]) -> Grid:
@@ -129,7 +131,8 @@ class Grid:
         Examples
         --------
         >>> grid = Grid((4, 5, 6), np.eye(4))
-        >>> grid.crop([1, 0, 2], [3, 5, 6]).crop([-1, 0, -2], [3, 5, 4]).matches(grid, tolerance_mm=0)
+        >>> inner = grid.crop([1, 0, 2], [3, 5, 6])
+        >>> inner.crop([-1, 0, -2], [3, 5, 4]).matches(grid, tolerance_mm=0)
         True
         """
         shape = tuple(int(b) - int(a) for a, b in zip(start, stop, strict=True))
@@ -139,6 +142,11 @@ class Grid:
 
     def reoriented(self, orientation: str) -> Grid:
         """Return the same voxels with axes swapped and flipped to point along ``orientation``."""
+        if len(orientation) != 3 or not all(len({*pair} & {*orientation}) == 1 for pair in _PAIRS):
+            raise GeometryError(
+                f"An orientation has one letter of each of {_PAIRS}, but it is {orientation!r}.",
+                hint="Write for example RAS or LPS.",
+            )
         current = nib.orientations.io_orientation(self.affine)
         wanted = nib.orientations.axcodes2ornt(tuple(orientation))
         change = nib.orientations.ornt_transform(current, wanted)
@@ -151,8 +159,9 @@ class Grid:
     def with_spacing(self, spacing_mm: Sequence[float]) -> Grid:
         """Return a grid with right angles that covers the same field of view at another spacing.
 
-        The outer faces of the first voxels stay together, not their centres, so that the field of view does
-        not creep by half a voxel. Shear is removed by the nearest rotation (polar decomposition).
+        The outer faces of the first voxels stay together, not their centres, so that the field of
+        view does not creep by half a voxel. Shear is removed by the nearest rotation (polar
+        decomposition).
         """
         spacing = np.asarray(spacing_mm, dtype=np.float64)
         if spacing.shape != (3,) or not np.all(spacing > 0):

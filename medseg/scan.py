@@ -21,7 +21,8 @@ GRID_TOLERANCE_MM = 0.1
 def _check_shape(kind: str, data: torch.Tensor, grid: Grid) -> None:
     if tuple(data.shape) != grid.shape:
         raise ShapeError(
-            f"A {kind} must have the shape of its grid {grid.shape}, but its data are {tuple(data.shape)}.",
+            f"A {kind} must have the shape of its grid {grid.shape}, but its data are "
+            f"{tuple(data.shape)}.",
             hint="Crop or resample the data and the grid together.",
         )
 
@@ -124,8 +125,8 @@ class Case:
         reference = self.scans[first].grid
         if grid.shape != reference.shape:
             raise GeometryError(
-                f"All scans of case {self.identifier!r} must share one grid, but {first!r} has shape "
-                f"{reference.shape} and {name!r} has {grid.shape}.",
+                f"All scans of case {self.identifier!r} must share one grid, but {first!r} has "
+                f"shape {reference.shape} and {name!r} has {grid.shape}.",
                 hint="Register and resample them to one of them first.",
             )
         distance_mm = reference.corner_distance_mm(grid)

@@ -1,7 +1,7 @@
 """Files that are either there and whole, or not there at all.
 
-Whatever is written goes to a temporary name in the same folder, is flushed to the disk, and takes its
-final name in one step. A killed run therefore leaves no half-written mask that looks finished.
+Whatever is written goes to a temporary name in the same folder, is flushed to the disk, and takes
+its final name in one step. A killed run therefore leaves no half-written mask that looks finished.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ MISSING = "n/a"
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path that becomes ``path`` when the block ends well, and vanishes otherwise.
+    """Yield a temporary path that becomes ``path`` when the block ends well, and vanishes
+    otherwise.
 
-    The folder is made when it does not exist. The temporary name keeps the suffixes, so that libraries
-    which choose a format by name choose the same one.
+    The folder is made when it does not exist. The temporary name keeps the suffixes, so that
+    libraries which choose a format by name choose the same one.
 
     Parameters
     ----------
@@ -143,10 +144,12 @@ def write_table(
     rows : sequence of mapping from column to value
         Floats are written with six significant digits; what is missing, None or NaN as ``n/a``.
     columns : sequence of str, optional
-        Their order; by default the order in which the rows first name them. An empty table needs it to
-        have a header.
+        Their order; by default the order in which the rows first name them. An empty table needs it
+        to have a header.
     """
-    names = list(columns) if columns is not None else list({key: None for row in rows for key in row})
+    names = (
+        list(columns) if columns is not None else list({key: None for row in rows for key in row})
+    )
     lines = [names, *([_cell(row.get(name)) for name in names] for row in rows)]
     text = io.StringIO()
     csv.writer(text, delimiter="\t", lineterminator="\n").writerows(lines)
@@ -176,7 +179,8 @@ def read_table(path: str | Path) -> list[dict[str, str]]:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ScanFileError(
-            f"The table {path} could not be read: {error}.", hint="Check the path and its permissions."
+            f"The table {path} could not be read: {error}.",
+            hint="Check the path and its permissions.",
         ) from error
     return [dict(row) for row in csv.DictReader(io.StringIO(text), delimiter="\t")]
 

@@ -1,12 +1,13 @@
 """NIfTI files, read and written with one rule for their two affines.
 
-**Reading.** A NIfTI carries an *sform* and a *qform*. The sform counts if its code is above 0, else the
-qform if its code is; with neither, the position that nibabel assumes is taken and a warning says so. Where
-both are set and place a corner more than 0.1 mm apart, an :class:`AffineWarning` gives the distance.
+**Reading.** A NIfTI carries an *sform* and a *qform*. The sform counts if its code is above 0, else
+the qform if its code is; with neither, the position that nibabel assumes is taken and a warning
+says so. Where both are set and place a corner more than 0.1 mm apart, an :class:`AffineWarning`
+gives the distance.
 
-**Writing.** Both are set to the same affine with code 2 (aligned). A qform is a rotation times voxel sizes: it
-cannot hold a shear, nor, in single precision, every rotation by nearly 180 degrees. There the sform alone is
-valid, and the qform holds the nearest rotation with code 0.
+**Writing.** Both are set to the same affine with code 2 (aligned). A qform is a rotation times
+voxel sizes: it cannot hold a shear, nor, in single precision, every rotation by nearly 180 degrees.
+There the sform alone is valid, and the qform holds the nearest rotation with code 0.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import torch
+from nibabel.affines import apply_affine
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 from torch import Tensor
@@ -141,7 +143,8 @@ def write_volume(path: str | Path, data: Tensor, grid: Grid) -> None:
     array = data.detach().to(dtype=torch.float32, device="cpu").numpy()
     if array.shape[-3:] != grid.shape or array.ndim not in (3, 4):
         raise GeometryError(
-            f"{path}: data and grid must have one shape, but they have {array.shape} and {grid.shape}.",
+            f"{path}: data and grid must have one shape, but they have {array.shape} and "
+            f"{grid.shape}.",
             hint="Bring the data back to this grid first.",
         )
     _write(path, np.moveaxis(array, 0, -1) if array.ndim == 4 else array, grid)
@@ -161,7 +164,8 @@ def _content(path: str | Path, limit: int = -1) -> bytes:
                 return unpacked.read(limit)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ScanFileError(
-            f"{path}: a compressed file must be whole, but this one is truncated or damaged ({error}).",
+            f"{path}: a compressed file must be whole, but this one is truncated or damaged "
+            f"({error}).",
             hint="Copy or export it again.",
         ) from error
     except OSError as error:
@@ -173,7 +177,7 @@ def _content(path: str | Path, limit: int = -1) -> bytes:
 
 def _parse(content: bytes, path: str | Path) -> _Header:
     """Return the header, after checking that these bytes are a single-file NIfTI."""
-    sizes = {int.from_bytes(content[:4], order) for order in ("little", "big")}  # type: ignore[arg-type]
+    sizes = {int.from_bytes(content[:4], "little"), int.from_bytes(content[:4], "big")}
     if 348 in sizes and content[344:348] == b"n+1\0" and len(content) >= 348:
         return nib.Nifti1Header(content[:348], check=False)
     if 540 in sizes and content[4:8] == b"n+2\0" and len(content) >= 540:
@@ -193,7 +197,8 @@ def _grid(header: _Header, path: str | Path) -> Grid:
     shape = tuple(int(length) for length in header.get_data_shape())
     if len(shape) < 3:
         raise ScanError(
-            f"{path}: a scan must have three axes, but this image is {len(shape)}D with shape {shape}.",
+            f"{path}: a scan must have three axes, but this image is {len(shape)}D with shape "
+            f"{shape}.",
             hint="Give the whole volume; stack single slices into one first.",
         )
     if any(length != 1 for length in shape[3:]):
@@ -217,7 +222,7 @@ def _choose_affine(header: _Header, shape: tuple[int, int, int], path: str | Pat
     has_sform, has_qform = int(header["sform_code"]) > 0, int(header["qform_code"]) > 0
     qform = _qform(header) if has_qform else None
     if has_sform:
-        grid = Grid(shape, header.get_sform())
+        grid = Grid(shape, np.asarray(header.get_sform(coded=False), dtype=np.float64))
         if has_qform:
             _compare(grid, qform, path)
         return grid
@@ -238,7 +243,7 @@ def _choose_affine(header: _Header, shape: tuple[int, int, int], path: str | Pat
 
 def _qform(header: _Header) -> Affine | None:
     try:
-        return header.get_qform()
+        return np.asarray(header.get_qform(coded=False), dtype=np.float64)
     except (HeaderDataError, ValueError):
         return None
 
@@ -246,10 +251,10 @@ def _qform(header: _Header) -> Affine | None:
 def _compare(grid: Grid, qform: Affine | None, path: str | Path) -> None:
     """Warn when a valid sform and a valid qform do not say the same."""
     if qform is not None and np.isfinite(qform).all():
-        other_mm = grid.corners_mm() - nib.affines.apply_affine(
-            qform, grid.to_voxel(grid.corners_mm())
-        )
-        distance_mm = float(np.linalg.norm(other_mm, axis=1).max())
+        # Not as a Grid: the qform that loses may be singular.
+        voxels = grid.to_voxel(grid.corners_mm())
+        apart_mm = grid.corners_mm() - apply_affine(qform, voxels)
+        distance_mm = float(np.linalg.norm(apart_mm, axis=1).max())
         if distance_mm <= AFFINE_TOLERANCE_MM:
             return
         finding = f"they lie {distance_mm:.2f} mm apart at the farthest corner"
@@ -263,7 +268,7 @@ def _compare(grid: Grid, qform: Affine | None, path: str | Path) -> None:
     )
 
 
-def _read(path: str | Path) -> tuple[NDArray[np.generic], Grid]:
+def _read(path: str | Path) -> tuple[NDArray[np.number], Grid]:
     """Return the scaled voxels, shape (x, y, z), in Fortran order, and their grid."""
     content = _content(path)
     header = _parse(content, path)
@@ -279,12 +284,10 @@ def _read(path: str | Path) -> tuple[NDArray[np.generic], Grid]:
     if slope is None or (slope == 1 and intercept == 0):
         return raw, grid
     # In double precision: a slope of 1e-4 on 32-bit counts would lose the low digits otherwise.
-    return raw * np.float64(slope) + np.float64(intercept or 0.0), grid
+    return raw.astype(np.float64) * slope + (intercept or 0.0), grid
 
 
-def _voxels(
-    content: bytes, header: _Header, grid: Grid, path: str | Path
-) -> NDArray[np.generic]:
+def _voxels(content: bytes, header: _Header, grid: Grid, path: str | Path) -> NDArray[np.number]:
     """Return the stored numbers, after checking that the file holds all of them."""
     try:
         dtype = header.get_data_dtype()
@@ -309,7 +312,7 @@ def _voxels(
     return np.frombuffer(content, dtype, count, start).reshape(grid.shape, order="F")
 
 
-def _write(path: str | Path, array: NDArray[np.generic], grid: Grid) -> None:
+def _write(path: str | Path, array: NDArray[np.number], grid: Grid) -> None:
     """Write voxels, shape (x, y, z) or (x, y, z, n), with both affines set, compressed by name."""
     name = Path(path).name
     if not name.endswith((".nii", ".nii.gz")):
@@ -322,7 +325,8 @@ def _write(path: str | Path, array: NDArray[np.generic], grid: Grid) -> None:
     header.set_data_shape(array.shape)
     header.set_sform(grid.affine, _ALIGNED)
     header.set_qform(grid.affine, _ALIGNED, strip_shears=True)
-    if not Grid(grid.shape, header.get_qform()).matches(grid, tolerance_mm=_QFORM_TOLERANCE_MM):
+    qform = _qform(header)
+    if qform is None or not Grid(grid.shape, qform).matches(grid, tolerance_mm=_QFORM_TOLERANCE_MM):
         header["qform_code"] = 0
     header.set_xyzt_units("mm")
     content = nib.Nifti1Image(array, None, header).to_bytes()
