@@ -57,6 +57,11 @@ class _Clock:
             self.seconds[name] = round(self.seconds.get(name, 0.0) + spent, 2)
 
 
+def plan_key(plan: ExperimentPlan) -> str:
+    """Return the hash of an experiment's configuration: what a resumed run must agree with."""
+    return hashlib.sha256(json.dumps(plan.config, sort_keys=True).encode()).hexdigest()
+
+
 def run_experiment(plan: ExperimentPlan, out: Path, *, resume: bool = True) -> None:
     """Run every stage that is not done yet, and write the tables.
 
@@ -74,7 +79,7 @@ def run_experiment(plan: ExperimentPlan, out: Path, *, resume: bool = True) -> N
         The folder holds another experiment, or one and ``resume`` is False.
     """
     out = Path(out)
-    key = hashlib.sha256(json.dumps(plan.config, sort_keys=True).encode()).hexdigest()
+    key = plan_key(plan)
     clock = _Clock(_start(plan, out, key, resume=resume))
     try:
         _run(plan, out, key, clock)

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from torch import nn
 
 from medseg.data.regions import RegionSettings
 from medseg.data.splits import bootstrap_subjects
@@ -49,25 +48,32 @@ def training_cases(
     return cases
 
 
-def make_source(plan: ExperimentPlan, name: str, out: Path, *, key: str) -> Source:
-    """Train or load the members of source ``name``, harvest them and fit the prior.
-
-    What is there already, written under the same ``key``, is not made again.
-    """
+def train_members(plan: ExperimentPlan, name: str, out: Path, *, key: str) -> list[Path]:
+    """Train the members of source ``name`` that are not there yet; return all their folders."""
     regions = source_regions(plan.sources[name], plan.protocol.regions)
     folders = [out / "sources" / name / f"member_{m}" for m in range(plan.protocol.members)]
-    if not all((folder / "model.json").is_file() for folder in folders):
+    missing = [m for m, folder in enumerate(folders) if not (folder / "model.json").is_file()]
+    if missing:
         cases = [
             case
             for cohort in plan.sources[name]
             for case in training_cases(cohort, plan, regions=regions, allow_missing=True)
         ]
-        for member, folder in enumerate(folders):
-            if not (folder / "model.json").is_file():
-                _train_member(plan, name, cases, member=member, out=out, key=key)
+        for member in missing:
+            _train_member(plan, name, cases, member=member, out=out, key=key)
+    return folders
+
+
+def make_source(plan: ExperimentPlan, name: str, out: Path, *, key: str) -> Source:
+    """Train or load the members of source ``name``, harvest them and fit the prior.
+
+    What is there already, written under the same ``key``, is not made again.
+    """
+    folders = train_members(plan, name, out, key=key)
     networks = [load_model(folder).network for folder in folders]
     kernels = harvest(networks, settings=HarvestSettings())
     priors = _fit(plan, name, kernels, out / "priors" / name)
+    regions = source_regions(plan.sources[name], plan.protocol.regions)
     return Source(network=networks[0], regions=regions, kernels=kernels, priors=priors)
 
 
@@ -145,8 +151,3 @@ def _save_montage(
     }
     with atomic_path(path) as temporary, torch.no_grad():
         save_file(tensors, temporary)
-
-
-def parameter_count(network: nn.Module) -> int:
-    """Return the number of trainable weights."""
-    return sum(p.numel() for p in network.parameters())

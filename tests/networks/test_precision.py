@@ -38,11 +38,11 @@ def test_older_torch_is_asked_another_way(monkeypatch, native):
 
 def test_the_choice_is_explained(monkeypatch, caplog):
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.DEBUG):
         precision.resolve_precision("auto", CPU)
         precision.resolve_precision("bf16", CPU)
     assert "avx512_bf16" in caplog.text
-    assert [record.levelname for record in caplog.records] == ["INFO", "WARNING", "INFO"]
+    assert [record.levelname for record in caplog.records] == ["DEBUG", "WARNING", "DEBUG"]
 
 
 def test_what_is_asked_for_is_given():

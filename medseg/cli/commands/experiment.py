@@ -1,0 +1,38 @@
+"""``medseg experiment``: a few-shot grid with statistics and a report."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def experiment(
+    config: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped one.")],
+    out: Annotated[Path, typer.Argument(help="Folder of the run.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Settings to change: dotted.key=value ...")
+    ] = None,
+    resume: Annotated[bool, typer.Option(help="Go on with what is in the folder.")] = False,
+) -> None:
+    """Run methods x subsets, each cell resumable, then write tables and the report."""
+    run_and_report(
+        config, out, overrides=overrides or (), resume=resume, command=f"medseg experiment {config}"
+    )
+
+
+def run_and_report(
+    config: str, out: Path, *, overrides: Sequence[str], resume: bool, command: str
+) -> None:
+    """Run an experiment, write its report and print its table."""
+    from medseg.cli.session import begin
+    from medseg.config.build import load_plan
+    from medseg.experiment.run import run_experiment
+    from medseg.report import summary_table, write_report
+
+    plan = load_plan(config, overrides, command=" ".join([command, *overrides]))
+    begin(out)
+    run_experiment(plan, out, resume=resume)
+    page = write_report(out)
+    typer.echo(summary_table(out))
+    typer.echo(f"report: {page}")

@@ -1,0 +1,51 @@
+"""``medseg harvest`` and ``medseg fit-prior``: from networks to a prior over their filters."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def harvest(
+    models: Annotated[list[Path], typer.Argument(help="Model folders of one architecture.")],
+    out: Annotated[Path, typer.Option(help="Folder of the kernel set.")],
+    prune: Annotated[float, typer.Option(help="Share of the smallest slices left out.")] = 0.0,
+) -> None:
+    """Collect every 3x3x3 (3x3) slice of the models."""
+    from medseg.cli.session import begin
+    from medseg.inference.model import load_model
+    from medseg.priors.harvest import HarvestSettings
+    from medseg.priors.harvest import harvest as collect
+    from medseg.variational.convert import to_deterministic
+
+    begin()
+    networks = [to_deterministic(load_model(folder).network) for folder in models]
+    kernels = collect(networks, settings=HarvestSettings(prune_quantile=prune))
+    kernels.save(out)
+    typer.echo(f"{len(kernels)} kernels of {len(models)} networks: {out}")
+
+
+def fit_prior(
+    kernels: Annotated[Path, typer.Argument(help="Folder of a kernel set.")],
+    out: Annotated[Path, typer.Option(help="Folder of the prior.")],
+    kind: Annotated[str, typer.Option(help="diagonal, gaussian or vae.")] = "vae",
+    grouping: Annotated[str, typer.Option(help="layer, group or conditioned.")] = "layer",
+    seed: Annotated[int, typer.Option(help="Of the fit.")] = 0,
+) -> None:
+    """Fit a filter prior and print held-out nats per kernel, side by side."""
+    from medseg.cli.session import begin
+    from medseg.config.load import validate
+    from medseg.priors.fit import FitPriorSettings, fit_priors, held_out_nats
+    from medseg.priors.kernel_set import KernelSet
+
+    settings = validate(FitPriorSettings, {"kind": kind, "grouping": grouping}, where="fit-prior")
+    begin()
+    loaded = KernelSet.load(kernels)
+    fit_priors(loaded, settings, seed=seed).save(out)
+    typer.echo("kind\tgrouping\tnats per kernel\tn\theld out")
+    for row in held_out_nats(loaded, seed=seed):
+        if row["layer"] == "all":
+            typer.echo(
+                f"{row['kind']}\t{row['grouping']}\t{row['nats_per_kernel']:.3f}\t"
+                f"{row['n_kernels']}\t{row['held_out']}"
+            )

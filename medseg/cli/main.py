@@ -1,0 +1,34 @@
+"""The command ``medseg``."""
+
+import sys
+from collections.abc import Sequence
+
+from medseg.cli.app import app
+from medseg.cli.commands import demo, evaluate, experiment, finetune, predict, prior, report, train
+from medseg.cli.session import run
+
+#: Name -> what it runs; typer lists them in this order.
+COMMANDS = {
+    "demo": demo.demo,
+    "train": train.train,
+    "harvest": prior.harvest,
+    "fit-prior": prior.fit_prior,
+    "finetune": finetune.finetune,
+    "predict": predict.predict,
+    "evaluate": evaluate.evaluate,
+    "experiment": experiment.experiment,
+    "report": report.report,
+}
+
+for _name, _function in COMMANDS.items():
+    app.command(_name)(_function)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code; see :mod:`medseg.cli.session`."""
+    return run(app, sys.argv[1:] if argv is None else argv)
+
+
+def entry() -> None:
+    """Run the command line as a program."""
+    sys.exit(main())

@@ -1,0 +1,74 @@
+"""One model for a target, outside any grid: what a hospital does with its few labelled scans."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from medseg.experiment.plan import ExperimentPlan
+from medseg.experiment.sources import training_cases
+from medseg.inference.model import Model, ModelSpec, load_model
+from medseg.inference.provenance import versions
+from medseg.io.atomic import write_table
+from medseg.priors.kernel_set import KernelSet
+from medseg.priors.layer_priors import LayerPriors
+from medseg.training.checkpoint import Checkpoints
+from medseg.training.transfer import VARIATIONAL, MethodSettings, Source, TrainingPlan, finetune
+
+
+def load_source_model(
+    folder: Path, *, prior: Path | None = None, kernels: Path | None = None
+) -> Source:
+    """Return a source model with its filter prior and kernels, where they are given."""
+    model = load_model(folder)
+    return Source(
+        network=model.network,
+        regions=model.spec.regions,
+        kernels=None if kernels is None else KernelSet.load(kernels),
+        priors=None if prior is None else LayerPriors.load(prior),
+    )
+
+
+def finetune_target(
+    plan: ExperimentPlan, method: MethodSettings, *, source: Source | None, out: Path, key: str
+) -> Model:
+    """Train on every case of the plan's target by one method and save the model in ``out``.
+
+    An interrupted training goes on where it stopped when it is started again.
+    """
+    protocol = plan.protocol
+    cases = training_cases(plan.target, plan, regions=protocol.regions, allow_missing=False)
+    architecture = plan.architecture(len(protocol.channels), protocol.regions.channels)
+    training = TrainingPlan(
+        architecture=architecture,
+        regions=protocol.regions,
+        patch=protocol.patch,
+        augment=protocol.augment,
+        loss=protocol.loss,
+        training=protocol.target_training,
+        seed=protocol.seed,
+    )
+    checkpoints = Checkpoints(folder=out / "state", key=f"{key}-{method}")
+    network, result = finetune(cases, training, method, source=source, checkpoints=checkpoints)
+    definition = {name: tuple(plan.target.definition[name]) for name in protocol.regions.names}
+    prior = source.priors.hash if source is not None and source.priors is not None else None
+    spec = ModelSpec(
+        architecture=architecture,
+        channels=protocol.channels,
+        regions=protocol.regions,
+        region_definition=definition,
+        preprocess=protocol.preprocess,
+        variational=method.variational if method.method in VARIATIONAL else None,
+        method=method.label,
+        training={
+            "subjects": sorted({case.subject for case in cases}),
+            "seed": protocol.seed,
+            "steps": result.steps,
+            "prior_hash": prior if method.method == "dwp" else None,
+            "versions": versions(),
+        },
+    )
+    model = Model(network, spec)
+    model.save(out)
+    write_table(out / "history.tsv", result.history)
+    checkpoints.clear()
+    return model
