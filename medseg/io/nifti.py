@@ -289,18 +289,14 @@ def _read(path: str | Path) -> tuple[NDArray[np.number], Grid]:
 
 def _voxels(content: bytes, header: _Header, grid: Grid, path: str | Path) -> NDArray[np.number]:
     """Return the stored numbers, after checking that the file holds all of them."""
-    try:
-        dtype = header.get_data_dtype()
-    except HeaderDataError as error:
+    dtype = _number_type(header, path)
+    offset = float(header["vox_offset"])
+    if not np.isfinite(offset):
         raise ScanFileError(
-            f"{path}: voxels must be of a NIfTI number type, but: {error}.", hint="Export it again."
-        ) from error
-    if dtype.kind not in "iuf" or dtype.itemsize > 8:
-        raise ScanFileError(
-            f"{path}: voxels must be integers or floats of at most 64 bits, but they are {dtype}.",
-            hint="Convert colour or complex images to one real channel.",
+            f"{path}: the voxels must start at a finite place, but vox_offset is {offset}.",
+            hint="Copy or export it again.",
         )
-    start = max(int(header["vox_offset"]), int(header["sizeof_hdr"]))
+    start = max(int(offset), int(header["sizeof_hdr"]))
     count = int(np.prod(grid.shape))
     needed = start + count * dtype.itemsize
     if len(content) < needed:
@@ -310,6 +306,22 @@ def _voxels(content: bytes, header: _Header, grid: Grid, path: str | Path) -> ND
             hint="Copy or export it again.",
         )
     return np.frombuffer(content, dtype, count, start).reshape(grid.shape, order="F")
+
+
+def _number_type(header: _Header, path: str | Path) -> np.dtype[np.number]:
+    try:
+        dtype = header.get_data_dtype()
+    except (HeaderDataError, KeyError) as error:
+        raise ScanFileError(
+            f"{path}: voxels must be of a NIfTI number type, but the code is {header['datatype']}.",
+            hint="Copy or export it again.",
+        ) from error
+    if dtype.kind not in "iuf" or dtype.itemsize > 8:
+        raise ScanFileError(
+            f"{path}: voxels must be integers or floats of at most 64 bits, but they are {dtype}.",
+            hint="Convert colour or complex images to one real channel.",
+        )
+    return dtype
 
 
 def _write(path: str | Path, array: NDArray[np.number], grid: Grid) -> None:

@@ -98,9 +98,16 @@ def otsu_threshold(data: NDArray[np.floating]) -> float:
     return float(edges[1:-1][between.argmax()])
 
 
+def _pieces(mask: NDArray[np.bool_]) -> NDArray[np.int32]:
+    """Return the number, from 1, of the face-connected piece that each true voxel belongs to."""
+    pieces = np.empty(mask.shape, dtype=np.int32)
+    ndimage.label(mask, output=pieces)
+    return pieces
+
+
 def largest_component(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Return the largest face-connected piece of a mask, all false when there is none."""
-    pieces = np.asarray(ndimage.label(mask)[0])  # type: ignore[index]
+    pieces = _pieces(mask)
     sizes = np.bincount(pieces.ravel())
     if len(sizes) == 1:
         return mask
@@ -114,7 +121,7 @@ def filled(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     Equal to ``scipy.ndimage.binary_fill_holes``, which grows the outside step by step and takes
     seconds.
     """
-    pieces = np.asarray(ndimage.label(~mask)[0])  # type: ignore[index]
+    pieces = _pieces(~mask)
     at_faces = [np.take(pieces, end, axis=axis).ravel() for axis in range(3) for end in (0, -1)]
     # Label 0 is the mask itself.
     outside = np.setdiff1d(np.unique(np.concatenate(at_faces)), [0])

@@ -7,15 +7,11 @@ from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from medseg.errors import ScanError
 from medseg.geometry import Grid
+from medseg.preprocess.lattice import Box
 from medseg.preprocess.resample import BackTo, resample_member
 from medseg.preprocess.step import Member, Undo
-
-Box = tuple[tuple[int, int, int], tuple[int, int, int]]
 
 
 @dataclass(frozen=True)
@@ -35,32 +31,6 @@ class Crop:
         """Return the member inside the box, and the way back."""
         changed = resample_member(member, member.grid.crop(self.start, self.stop))
         return changed, BackTo(member.grid)
-
-
-def bounding_box(mask: Tensor) -> Box:
-    """Return start and stop of the smallest box that holds every true voxel.
-
-    Parameters
-    ----------
-    mask : Tensor, shape (x, y, z), bool
-
-    Raises
-    ------
-    ScanError
-        No voxel is true.
-    """
-    if not bool(mask.any()):
-        raise ScanError(
-            f"A box needs at least one voxel inside, but this {tuple(mask.shape)} mask has none.",
-            hint="Check the brain mask.",
-        )
-    ranges = []
-    for axis in range(3):
-        others = [other for other in range(3) if other != axis]
-        hits = torch.nonzero(mask.any(dim=others[1]).any(dim=others[0]))
-        ranges.append((int(hits[0]), int(hits[-1]) + 1))
-    (a, b), (c, d), (e, f) = ranges
-    return (a, c, e), (b, d, f)
 
 
 def box_on(box: Box, source: Grid, target: Grid, *, margin_mm: float) -> Box:

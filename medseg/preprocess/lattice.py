@@ -17,7 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from medseg.errors import ScanError
 from medseg.geometry import Grid
+
+Box = tuple[tuple[int, int, int], tuple[int, int, int]]
 
 # In voxels at the farthest corner: above the rounding of affines stored in single precision, and
 # far below what interpolation could show.
@@ -142,3 +145,29 @@ def blur_matrix(length: int, *, sigma: float) -> Tensor:
     distance = (index[:, None] - index).abs() / sigma
     weights = torch.exp(-0.5 * distance**2) * (distance <= _BLUR_REACH)
     return weights / weights.sum(dim=1, keepdim=True)
+
+
+def bounding_box(mask: Tensor) -> Box:
+    """Return start and stop of the smallest box that holds every true voxel.
+
+    Parameters
+    ----------
+    mask : Tensor, shape (x, y, z), bool
+
+    Raises
+    ------
+    ScanError
+        No voxel is true.
+    """
+    if not bool(mask.any()):
+        raise ScanError(
+            f"A box needs at least one voxel inside, but this {tuple(mask.shape)} mask has none.",
+            hint="Check the brain mask.",
+        )
+    ranges = []
+    for axis in range(3):
+        others = [other for other in range(3) if other != axis]
+        hits = torch.nonzero(mask.any(dim=others[1]).any(dim=others[0]))
+        ranges.append((int(hits[0]), int(hits[-1]) + 1))
+    (a, b), (c, d), (e, f) = ranges
+    return (a, c, e), (b, d, f)

@@ -12,7 +12,8 @@ from torch import Tensor
 from medseg.errors import ScanError
 from medseg.geometry import Grid
 from medseg.preprocess.brain import brain_mask
-from medseg.preprocess.crop import bounding_box, box_on
+from medseg.preprocess.crop import box_on
+from medseg.preprocess.lattice import bounding_box
 from medseg.preprocess.normalise import normalise
 from medseg.preprocess.resample import Mode, resample, resample_labels
 from medseg.scan import Case, LabelMap

@@ -27,6 +27,7 @@ from medseg.geometry import Grid
 from medseg.preprocess.lattice import (
     ParallelAxes,
     blur_matrix,
+    bounding_box,
     interpolation_matrix,
     move_voxels,
     parallel_axes,
@@ -110,8 +111,9 @@ def resample_labels(data: Tensor, source: Grid, target: Grid) -> Tensor:
 
     A voxel is marked when at least half of it is, by unblurred linear interpolation, and takes the
     label with the largest share. Finer masks come out smoother than by nearest neighbour, coarser
-    ones keep the volume of lesions about one voxel wide, which a majority vote over the whole coarse
-    voxel would lose; and nothing is shifted by half a voxel, as nearest neighbour does at even factors.
+    ones keep the volume of lesions about one voxel wide, which a majority vote over the whole
+    coarse voxel would lose; and nothing is shifted by half a voxel, as nearest neighbour does at
+    even factors.
 
     Parameters
     ----------
@@ -127,8 +129,16 @@ def resample_labels(data: Tensor, source: Grid, target: Grid) -> Tensor:
     relation = parallel_axes(source, target)
     if relation is not None and relation.is_exact:
         return move_voxels(data[None], relation, target.shape)[0]
-    labels = [label for label in torch.unique(data).tolist() if label != 0]
     best = torch.zeros(target.shape, dtype=data.dtype, device=data.device)
+    if not bool(data.any()):
+        return best
+    # Lesions are small: what lies beyond one voxel of background around them is not looked at.
+    low, high = bounding_box(data != 0)
+    start = [max(a - 1, 0) for a in low]
+    stop = [min(b + 1, n) for b, n in zip(high, source.shape, strict=True)]
+    a, b, c = (slice(*ends) for ends in zip(start, stop, strict=True))
+    data, source = data[a, b, c], source.crop(start, stop)
+    labels = [label for label in torch.unique(data).tolist() if label != 0]
     largest = torch.zeros(target.shape, device=data.device)
     marked = torch.zeros(target.shape, device=data.device)
     # Label by label, so that memory does not grow with their number.
