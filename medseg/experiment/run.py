@@ -62,7 +62,9 @@ def plan_key(plan: ExperimentPlan) -> str:
     return hashlib.sha256(json.dumps(plan.config, sort_keys=True).encode()).hexdigest()
 
 
-def run_experiment(plan: ExperimentPlan, out: Path, *, resume: bool = True) -> None:
+def run_experiment(
+    plan: ExperimentPlan, out: Path, *, resume: bool = True, shard: tuple[int, int] = (0, 1)
+) -> None:
     """Run every stage that is not done yet, and write the tables.
 
     Parameters
@@ -72,6 +74,9 @@ def run_experiment(plan: ExperimentPlan, out: Path, *, resume: bool = True) -> N
         The run's folder.
     resume : bool
         Go on in a folder that holds part of the same experiment.
+    shard : tuple of 2 int
+        ``(i, n)``: do every n-th cell from the i-th on; other processes or machines that share the
+        folder do the rest. The last one to finish writes the tables.
 
     Raises
     ------
@@ -82,12 +87,14 @@ def run_experiment(plan: ExperimentPlan, out: Path, *, resume: bool = True) -> N
     key = plan_key(plan)
     clock = _Clock(_start(plan, out, key, resume=resume))
     try:
-        _run(plan, out, key, clock)
+        _run(plan, out, key, clock, shard=shard)
     finally:
         _write_run(plan, out, key, clock.seconds)
 
 
-def _run(plan: ExperimentPlan, out: Path, key: str, clock: _Clock) -> None:
+def _run(
+    plan: ExperimentPlan, out: Path, key: str, clock: _Clock, *, shard: tuple[int, int]
+) -> None:
     with clock.stage("prepare target"):
         cases = training_cases(
             plan.target, plan, regions=plan.protocol.regions, allow_missing=False
@@ -99,7 +106,8 @@ def _run(plan: ExperimentPlan, out: Path, key: str, clock: _Clock) -> None:
     subsets, test_only = _subsets(plan, out)
     cells = list(_grid(plan, cases, subsets, test_only))
     first = {cell.method + cell.source: cell for cell, _, _ in reversed(cells)}
-    started, todo = time.perf_counter(), [entry for entry in cells if not is_done(entry[0], out)]
+    mine = cells[shard[0] :: shard[1]]
+    started, todo = time.perf_counter(), [entry for entry in mine if not is_done(entry[0], out)]
     for number, (cell, data, method) in enumerate(todo):
         spent = time.perf_counter() - started
         left = spent / number * (len(todo) - number) if number else float("nan")
@@ -108,7 +116,10 @@ def _run(plan: ExperimentPlan, out: Path, key: str, clock: _Clock) -> None:
         writer = CellWriter(cell, plan, out, keep_example=keep)
         with clock.stage(f"cells: {cell.method}"):
             _one(cell, data, method, writer, plan=plan, sources=sources, out=out)
-    write_tables([cell for cell, _, _ in cells], out, seed=plan.protocol.seed)
+    if all(is_done(cell, out) for cell, _, _ in cells):
+        write_tables([cell for cell, _, _ in cells], out, seed=plan.protocol.seed)
+    else:
+        log.info("this shard is done; the tables are written when the others are")
 
 
 def _one(
