@@ -63,7 +63,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             hint="Choose an output folder that you may write to and that has space left.",
         ) from error
     finally:
-        temporary.unlink(missing_ok=True) if final.parent.is_dir() else None
+        if final.parent.is_dir():
+            temporary.unlink(missing_ok=True)
 
 
 def _flush(path: Path) -> None:

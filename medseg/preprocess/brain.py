@@ -11,6 +11,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from medseg.errors import ScanError
+from medseg.preprocess.lattice import bounding_box
 from medseg.scan import Case, LabelMap, Scan
 
 MINIMUM_ML = 20.0
@@ -73,7 +74,11 @@ def _found(scans: Sequence[Scan]) -> NDArray[np.bool_]:
     if inside is None:
         data = scans[0].data.numpy()
         inside = data > otsu_threshold(data)
-    return filled(largest_component(inside))
+    if inside.any():
+        # A box around what stands out is half the volume; no hole reaches beyond it.
+        box = tuple(map(slice, *bounding_box(torch.from_numpy(inside))))
+        inside[box] = filled(largest_component(inside[box]))
+    return inside
 
 
 def background_value(data: Tensor) -> float | None:
