@@ -34,21 +34,25 @@ def evaluate_folders(
     Raises
     ------
     DataError
-        No reference is there.
+        No reference is there, or no place of predictions.
     GeometryError
         A prediction does not lie on its reference's grid.
     """
+    for path, role in ((predictions, "Predictions"), (references, "References")):
+        if not Path(path).exists():
+            # A mistyped folder must not pass for one whose predictions are all missing.
+            raise DataError(f"{role} must exist, but {path} does not.", hint="Check the path.")
     pairs = _pairs(Path(predictions), Path(references))
     cases: list[Row] = []
     lesions: list[Row] = []
     for case, predicted, reference in pairs:
-        truth = read_label_map(reference)
+        truth = read_label_map(reference, allow_empty=True)
         true = _inside(truth, labels)
         spacing_mm = truth.grid.spacing_mm
         if predicted is None:
             cases.append({"case": case, MISSING: 1, **worst_scores(true, spacing_mm=spacing_mm)})
             continue
-        found = read_label_map(predicted)
+        found = read_label_map(predicted, allow_empty=True)
         if not found.grid.matches(truth.grid, tolerance_mm=GRID_TOLERANCE_MM):
             raise GeometryError(
                 f"A prediction must lie on its reference's grid, but {predicted} has shape "
