@@ -92,7 +92,7 @@ def _lead_sentence(best: Summary, n: int) -> str:
     interval = f"[{number(best.low, 3)}, {number(best.high, 3)}]"
     counts = f"{_plural(best.n_cases, 'case')}, {_plural(best.n_cells, 'training run')}"
     if best.arm.method in NO_TARGET:
-        lead = f"On {best.region}, no method trained on {n} target subjects does better than"
+        lead = f"On {best.region}, no network trained on {n} target subjects does better than"
         return (
             f"{lead} {arm_phrase(best.arm)}: mean DSC {number(best.mean, 3)} {interval} ({counts})."
         )

@@ -50,7 +50,7 @@ class Look:
 
 LOOKS: dict[str, Look] = {
     "threshold": Look(
-        0, "Threshold", "No learning at all: one intensity threshold.",
+        0, "Threshold", "No network: intensity thresholds, at most tuned on the same target cases.",
         "#7F7F7F", "s", (1, 1.5), True,
     ),
     "zero_shot": Look(

@@ -131,13 +131,14 @@ def _sources(arms: Iterable[Arm]) -> list[str]:
 def _curves(axes: Axes, rows: Sequence[Summary], sizes: Sequence[int]) -> dict[Arm, Line2D]:
     drawn: dict[Arm, Line2D] = {}
     arms = sorted({row.arm for row in rows}, key=arm_order)
-    trained = [arm for arm in arms if arm.method not in NO_TARGET]
+    trained = [arm for arm in arms if any(row.n in sizes for row in rows if row.arm == arm)]
     for arm in arms:
         look = look_of(arm.method)
         some = sorted((row for row in rows if row.arm == arm), key=lambda row: row.n)
+        some = [row for row in some if row.n in sizes] or some
         style = (0, look.dashes) if look.dashes else "-"
         key = Arm(arm.method, "")
-        if arm.method in NO_TARGET:
+        if all(row.n == 0 for row in some):
             drawn[key] = axes.axhline(
                 some[0].mean, color=look.colour, linestyle=style, linewidth=1.3
             )

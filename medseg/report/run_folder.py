@@ -64,6 +64,7 @@ class Difference:
     high: float
     p: float
     n_cases: int
+    p_holm: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -164,6 +165,7 @@ def _difference(row: Mapping[str, str]) -> Difference:
         as_number(row.get("high")),
         as_number(row.get("p_wilcoxon")),
         _as_count(row.get("n_cases")),
+        as_number(row.get("p_holm")),
     )
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from medseg.report.answer import RegionAnswer, baseline_words, caution
-from medseg.report.arms import SOURCES, Arm, look_of, source_name
+from medseg.report.arms import NO_LEARNING, SOURCES, Arm, look_of, source_name
 from medseg.report.curves import groups_of, training_picture
 from medseg.report.figure import Picture
 from medseg.report.pictures import example_picture, kernel_picture
@@ -25,6 +25,7 @@ from medseg.report.tables import (
     full_table,
     held_out_table,
     main_table,
+    paired_matrix,
     paired_table,
 )
 
@@ -112,7 +113,8 @@ def _steps(material: Material) -> list[str]:
     if run.priors:
         steps.append("Their convolution kernels were harvested, and priors were fitted to them.")
     if sizes:
-        methods = list(dict.fromkeys(look_of(r.arm.method).short for r in rows if r.n > 0))
+        trained = [r.arm.method for r in rows if r.n > 0 and r.arm.method != NO_LEARNING]
+        methods = list(dict.fromkeys(look_of(method).short for method in trained))
         numbers = ", ".join(map(str, sizes))
         steps.append(
             f"Networks were trained or fine-tuned on n = {numbers} target subjects by "
@@ -187,10 +189,8 @@ def _paired(material: Material) -> Section:
     regions = [r for r in run.regions if any(d.region == r for d in run.paired)]
     top = max(d.n for d in run.paired)
     first = [d for d in run.paired if d.n == top]
-    rest = [d for d in run.paired if d.n != top]
-    section.tables = [paired_table(first, region=region) for region in regions]
-    if rest:
-        section.folded = [paired_table(rest, region=region) for region in regions]
+    section.tables = [paired_matrix(first, region=region) for region in regions]
+    section.folded = [paired_table(run.paired, region=region) for region in regions]
     fewest = min((d.n_cases for d in run.paired if d.n_cases > 0), default=0)
     if 0 < fewest < 6:
         section.extra["remark"] = (

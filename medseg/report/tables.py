@@ -168,6 +168,35 @@ def _other(row: Summary, name: str) -> float:
     return row.others.get(name, math.nan)
 
 
+def paired_matrix(differences: Sequence[Difference], *, region: str) -> Table:
+    """Return the differences of one region and n: a row per arm, a column per baseline."""
+    found = {(d.arm, d.against): d for d in differences if d.region == region}
+    arms = sorted({arm for arm, _ in found}, key=arm_order)
+    rivals = sorted({against for _, against in found}, key=lambda name: look_of(name).rank)
+    rows = []
+    for arm in arms:
+        known = [found[arm, rival] for rival in rivals if (arm, rival) in found]
+        counts = sorted({d.n_cases for d in known})
+        cells = [_difference_cell(found.get((arm, rival))) for rival in rivals]
+        words = "-".join(str(count) for count in dict.fromkeys([counts[0], counts[-1]]))
+        rows.append(_arm_row(arm, [*cells, Cell(words, float(counts[-1]))], with_source=True))
+    headings = [("Method", ""), *[(f"minus {look_of(r).short}", look_of(r).words) for r in rivals]]
+    n = max((d.n for d in found.values()), default=0)
+    caption = (
+        f"Paired differences in DSC on {region} at n = {n}: row minus column on the same cases, "
+        "with 95 % interval. Bold: the interval excludes zero. Not corrected for their number."
+    )
+    return Table(caption, [*headings, ("Cases", "test cases in the pairs")], [("", rows)])
+
+
+def _difference_cell(d: Difference | None) -> Cell:
+    if d is None:
+        return Cell("")
+    low, high = number(d.low, 3, signed=True), number(d.high, 3, signed=True)
+    clear = all(math.isfinite(v) for v in (d.mean, d.low, d.high)) and not includes_zero(d)
+    return Cell(number(d.mean, 3, signed=True), d.mean, clear, f"[{low}, {high}]")
+
+
 def paired_table(differences: Sequence[Difference], *, region: str) -> Table:
     """Return the paired differences of one region, with the interval drawn about zero."""
     rows = sorted(
@@ -189,6 +218,7 @@ def paired_table(differences: Sequence[Difference], *, region: str) -> Table:
         ("Difference in DSC", "mean of the paired differences, with 95 % interval"),
         (f"−{reach:.2f} to +{reach:.2f}", ""),
         ("p", "Wilcoxon signed-rank test, two-sided, not corrected for their number"),
+        ("p (Holm)", "the same, corrected by Holm's rule within region, n and baseline"),
         ("Cases", "pairs"),
     ]
     caption = (
@@ -199,25 +229,23 @@ def paired_table(differences: Sequence[Difference], *, region: str) -> Table:
 
 
 def _difference_row(d: Difference, reach: float) -> Row:
-    low, high = number(d.low, 3, signed=True), number(d.high, 3, signed=True)
-    finite = all(math.isfinite(v) for v in (d.mean, d.low, d.high))
-    colour = look_of(d.arm.method).colour
-    mark = Markup("")
-    if finite:
+    mark = Markup()
+    if all(math.isfinite(v) for v in (d.mean, d.low, d.high)):
+        colour = look_of(d.arm.method).colour
         mark = interval_mark(d.low, d.mean, d.high, colour=colour, limits=(-reach, reach))
     cells = [
         Cell(look_of(d.against).short),
-        Cell(
-            number(d.mean, 3, signed=True),
-            d.mean,
-            finite and not includes_zero(d),
-            f"[{low}, {high}]",
-        ),
+        _difference_cell(d),
         Cell("", mark=mark),
-        Cell(number(d.p, 3) if not d.p < 0.001 else "< 0.001", d.p),
+        _p_cell(d.p),
+        _p_cell(d.p_holm),
         Cell(str(d.n_cases), float(d.n_cases)),
     ]
     return _arm_row(d.arm, cells, with_source=True)
+
+
+def _p_cell(p: float) -> Cell:
+    return Cell("< 0.001" if p < 0.001 else number(p, 3), p)
 
 
 def coverage_table(found: Sequence[Coverage]) -> Table:

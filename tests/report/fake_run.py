@@ -137,20 +137,21 @@ def paired_rows(scores: Sequence[dict]) -> list[dict[str, object]]:
         groups[row["method"], row["source"], row["n"], row["region"]].append(row)
     table = []
     for (method, source, n, region), rows in groups.items():
-        if method not in ("dwp", "wise", "gaussian"):
+        if n == 0:
             continue
-        for against, other in (
-            ("ri", ("ri", "none", n)),
-            ("pr", ("pr", source, n)),
-            ("threshold", ("threshold", "none", 0)),
-        ):
+        rivals = [("threshold", "none", 0), ("zero_shot", source, 0), ("ri", "none", n)]
+        rivals += [("pr", source, n), ("wise", source, n)]
+        for other in rivals:
+            against = other[0]
+            if against == method or (*other, region) not in groups:
+                continue
             one, two = _per_case(rows), _per_case(groups[(*other, region)])
             gaps = [one[c] - two[c] for c in one if c in two]
             low, high = _interval(gaps)
             table.append(
                 {"method": method, "source": source, "n": n, "region": region, "against": against,
                  "difference_dsc": float(np.mean(gaps)), "low": low, "high": high,
-                 "p_wilcoxon": float(min(1, 0.5 / (1e-3 + abs(np.mean(gaps)) * 40))), "n_cases": len(gaps)}
+                 "p_holm": 1.0, "p_wilcoxon": float(min(1, 0.5 / (1e-3 + abs(np.mean(gaps)) * 40))), "n_cases": len(gaps)}
             )  # fmt: skip
     return table
 
@@ -163,7 +164,7 @@ def _histories(folder: Path, plan: Plan) -> None:
     names += [
         (f"{m}_{s}_n{n}_{subset}", m.startswith(("dwp", "gauss")))
         for m in plan.methods
-        for s in plan.sources[:1]
+        for s in plan.sources
         for subset in subsets
     ]
     for name, variational in names:

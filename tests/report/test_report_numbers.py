@@ -14,6 +14,7 @@ from medseg.report import summary_table, write_report
 from medseg.report.arms import LOOKS, Arm, look_of
 from medseg.report.columns import best_of, number
 from medseg.report.curves import groups_of
+from medseg.report.plots import learning_curve
 from medseg.report.run_folder import read_run
 from medseg.report.statistics import bootstrap_interval, calibrations, coverages, summaries
 
@@ -91,6 +92,22 @@ def test_every_method_is_colour_blind_safe_and_unlike_the_others() -> None:
     assert len({(look.colour, look.marker) for look in LOOKS.values()}) == len(LOOKS)
     assert look_of("brand_new") == look_of("brand_new")
     assert look_of("brand_new").colour in OKABE_ITO
+
+
+def test_a_threshold_tuned_at_each_n_is_drawn_as_a_curve(own_run: Path) -> None:
+    rows = read_table(own_run / "summary.tsv")
+    flat = [row for row in rows if row["method"] != "zero_shot"]
+    tuned = [{**row, "n": n} for row in flat if row["method"] == "threshold" for n in ("1", "2")]
+    trained = [row for row in flat if row["method"] != "threshold"]
+    drawings = []
+    for some in (flat, trained + tuned):
+        write_table(own_run / "summary.tsv", some)
+        run = read_run(own_run)
+        picture = learning_curve(run, summaries(run))
+        assert picture is not None
+        drawings.append(str(picture.svg).count("LineCollection"))
+    # A curve brings its intervals along, one set for each region; a level has none.
+    assert drawings[1] == drawings[0] + 2
 
 
 def test_histories_are_grouped_by_method_and_n() -> None:
