@@ -15,6 +15,7 @@ from medseg.data.splits import bootstrap_subjects
 from medseg.data.training_set import TrainingCase, make_training_case
 from medseg.experiment.plan import Cohort, ExperimentPlan, source_regions
 from medseg.inference.model import Model, ModelSpec, load_model
+from medseg.inference.posterior import Head
 from medseg.inference.provenance import versions
 from medseg.io.atomic import atomic_path, write_table
 from medseg.preprocess.prepare import prepare
@@ -25,6 +26,7 @@ from medseg.priors.layer_priors import LayerPriors
 from medseg.seeding import derive_seed, torch_generator
 from medseg.training.checkpoint import Checkpoints
 from medseg.training.transfer import Source, TrainingPlan, train_from_scratch
+from medseg.training.validation import mean_dice_of
 
 log = logging.getLogger(__name__)
 _MONTAGE = 48
@@ -90,6 +92,8 @@ def _train_member(
     regions = source_regions(plan.sources[name], protocol.regions)
     drawn = bootstrap_subjects([c.subject for c in cases], seed=protocol.seed, member=member)
     chosen = [case for subject in drawn for case in cases if case.subject == subject]
+    # A bootstrap leaves about a third of the subjects out: they serve for early stopping.
+    left_out = [case for case in cases if case.subject not in drawn]
     architecture = plan.architecture(len(protocol.channels), regions.channels)
     log.info("source %s, member %d: training on %d cases", name, member, len(chosen))
     training = TrainingPlan(
@@ -103,7 +107,13 @@ def _train_member(
     )
     folder = out / "sources" / name / f"member_{member}"
     checkpoints = Checkpoints(folder=folder / "state", key=key)
-    network, result = train_from_scratch(chosen, training, checkpoints=checkpoints)
+    head = Head(regions, architecture.dims, 1.0)
+    network, result = train_from_scratch(
+        chosen,
+        training,
+        checkpoints=checkpoints,
+        validate=mean_dice_of(left_out, head=head) if left_out else None,
+    )
     write_table(out / "histories" / f"source_{name}_member{member}.tsv", result.history)
     definition: dict[str, tuple[int, ...]] = {
         region: tuple(cohort.definition[region])

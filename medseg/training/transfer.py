@@ -34,7 +34,7 @@ from medseg.priors.layer_priors import LayerPriors
 from medseg.seeding import seeded_torch, torch_generator
 from medseg.settings import settings
 from medseg.training.checkpoint import Checkpoints
-from medseg.training.loop import TrainingResult, TrainingSettings, train
+from medseg.training.loop import TrainingResult, TrainingSettings, Validate, train
 from medseg.training.objective import Objective, SegmentationObjective, VariationalObjective
 from medseg.variational.convert import to_variational, variational_layers
 from medseg.variational.elbo import ElboSettings
@@ -122,13 +122,13 @@ def load_source(network: nn.Module, source: Source, regions: RegionSettings) -> 
     Raises
     ------
     TrainingError
-        A body tensor is missing or has another shape.
+        A body tensor is missing, left over, or has another shape.
     """
     given, wanted = source.network.state_dict(), network.state_dict()
     faults = [
         name
-        for name, value in wanted.items()
-        if not name.startswith("head.") and (name not in given or given[name].shape != value.shape)
+        for name in dict.fromkeys([*wanted, *given])
+        if not name.startswith("head.") and _shape(given, name) != _shape(wanted, name)
     ]
     if faults:
         raise TrainingError(
@@ -155,12 +155,18 @@ def train_from_scratch(
     plan: TrainingPlan,
     *,
     checkpoints: Checkpoints | None = None,
+    validate: Validate | None = None,
 ) -> tuple[nn.Module, TrainingResult]:
     """Return a new network trained on ``cases``: a source network, or method ``ri``."""
     network = new_network(plan.architecture, seed=plan.seed)
     objective = SegmentationObjective(mode=plan.regions.mode, settings=plan.loss, network=network)
     result = train(
-        network, objective, _sampler(cases, plan), settings=plan.training, checkpoints=checkpoints
+        network,
+        objective,
+        _sampler(cases, plan),
+        settings=plan.training,
+        checkpoints=checkpoints,
+        validate=validate,
     )
     return network, result
 
@@ -224,7 +230,11 @@ def interpolate(
     before = dict(start.named_parameters())
     for name, value in network.named_parameters():
         if not (skip and name.startswith(skip)):
-            value.lerp_(before[name], share)
+            value.lerp_(before[name].to(value.device), share)
+
+
+def _shape(state: dict[str, Tensor], name: str) -> torch.Size | None:
+    return state[name].shape if name in state else None
 
 
 def _sampler(cases: Sequence[TrainingCase], plan: TrainingPlan) -> PatchSampler:
