@@ -180,7 +180,7 @@ def paired_matrix(differences: Sequence[Difference], *, region: str) -> Table:
         cells = [_difference_cell(found.get((arm, rival))) for rival in rivals]
         words = "-".join(str(count) for count in dict.fromkeys([counts[0], counts[-1]]))
         rows.append(_arm_row(arm, [*cells, Cell(words, float(counts[-1]))], with_source=True))
-    headings = [("Method", ""), *[(f"minus {look_of(r).short}", look_of(r).words) for r in rivals]]
+    headings = [("Method", ""), *[(f"− {look_of(r).short}", look_of(r).words) for r in rivals]]
     n = max((d.n for d in found.values()), default=0)
     caption = (
         f"Paired differences in DSC on {region} at n = {n}: row minus column on the same cases, "
