@@ -60,7 +60,6 @@ class Checkpoints:
 
     def save(self, state: TrainingState, tensors: dict[str, Tensor]) -> None:
         """Write the state: tensors first, then the JSON that names and hashes them."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / _TENSORS.format(step=state.step)
         with atomic_path(path) as temporary:
             save_file({name: _plain(value) for name, value in tensors.items()}, temporary)
@@ -76,9 +75,7 @@ class Checkpoints:
                 "history": state.history,
             },
         )
-        for old in self.folder.glob(_TENSORS.format(step="*")):
-            if old != path:
-                old.unlink()
+        self._remove_tensors(but=path)
 
     def load(self) -> tuple[TrainingState, dict[str, Tensor]] | None:
         """Return the saved state and tensors, or None when there is nothing to resume.
@@ -91,7 +88,7 @@ class Checkpoints:
         path = self.folder / _STATE
         if not self.resume or not path.is_file():
             return None
-        saved: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        saved = _read_state(path)
         if saved["key"] != self.key:
             raise TrainingError(
                 f"A training resumes with the data and settings it began with, but {path} was "
@@ -115,8 +112,25 @@ class Checkpoints:
 
     def clear(self) -> None:
         """Remove the state of a training that is finished and saved elsewhere."""
-        for path in [self.folder / _STATE, *self.folder.glob(_TENSORS.format(step="*"))]:
-            path.unlink(missing_ok=True)
+        (self.folder / _STATE).unlink(missing_ok=True)
+        self._remove_tensors()
+
+    def _remove_tensors(self, *, but: Path | None = None) -> None:
+        # With the first star also what a killed process had not finished writing.
+        for path in self.folder.glob("*" + _TENSORS.format(step="*")):
+            if path != but:
+                path.unlink(missing_ok=True)
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    try:
+        saved: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise TrainingError(
+            f"A checkpoint is described in JSON, but {path} is not: {error}.",
+            hint="Delete the checkpoint folder and start this training again.",
+        ) from error
+    return saved
 
 
 def module_tensors(prefix: str, module: nn.Module | None) -> dict[str, Tensor]:
@@ -144,9 +158,13 @@ def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
 def load_optimiser(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
     """Put what :func:`optimiser_tensors` returned back into the optimiser."""
     whole = optimiser.state_dict()
+    parameters = [p for group in optimiser.param_groups for p in group["params"]]
     moments: dict[int, dict[str, Tensor]] = {}
     for key, value in _under("optimiser", tensors).items():
         number, name = key.split(".", 1)
+        if value.shape == parameters[int(number)].shape:
+            # Fused optimisers walk the memory of parameter and moments side by side.
+            value = torch.empty_like(parameters[int(number)], dtype=value.dtype).copy_(value)
         moments.setdefault(int(number), {})[name] = value
     whole["state"] = moments
     optimiser.load_state_dict(whole)

@@ -128,17 +128,16 @@ def train(
     Raises
     ------
     TrainingError
-        The loss is no longer finite.
+        The loss, its gradient or a validation score is no longer finite.
     """
     loop = _Loop(network, objective, settings, fresh)
     if checkpoints is not None:
         loop.restore(checkpoints)
-    started = time.perf_counter()
     while loop.state.step < settings.steps:
         loop.advance(sampler)
         step, state = loop.state.step, loop.state
         if step % settings.log_every == 0 or step == settings.steps:
-            loop.record(time.perf_counter() - started)
+            loop.record()
         if (
             validate is not None
             and settings.validate_every
@@ -189,6 +188,7 @@ class _Loop:
         self.best: dict[str, Tensor] = {}
         self.state = TrainingState()
         self.terms: dict[str, float] = {}
+        self.started = time.perf_counter()
 
     def _tracked(self) -> dict[str, Tensor]:
         return {name: p for name, p in self.network.named_parameters() if p.requires_grad}
@@ -205,14 +205,17 @@ class _Loop:
         self.wrapped.train()
         loss, terms = self.objective.loss(self.wrapped, batch, step)
         value = float(loss.detach())
-        if not math.isfinite(value):
-            raise TrainingError(
-                f"The loss must be a number, but at step {step} it is {value} ({terms}).",
-                hint="Lower learning_rate, or raise warm_up_steps.",
-            )
+        _check_finite("loss", value, step=step, terms=terms)
         self.optimiser.zero_grad()
         fabric.backward(loss)
-        fabric.clip_gradients(self.wrapped, self.optimiser, max_norm=self.settings.clip_norm)
+        norm = fabric.clip_gradients(
+            self.wrapped,
+            self.optimiser,
+            max_norm=self.settings.clip_norm,
+            error_if_nonfinite=False,
+        )
+        if norm is not None:
+            _check_finite("norm of its gradient", float(norm), step=step, terms=terms)
         self.optimiser.step()
         self._average(step)
         self.terms = {"loss": value, "learning_rate": self.peaks[0] * factor, **terms}
@@ -228,8 +231,9 @@ class _Loop:
             list(self.ema.values()), [now[name].detach() for name in self.ema], 1 - decay
         )
 
-    def record(self, seconds: float) -> None:
+    def record(self) -> None:
         """Add a row to the history."""
+        seconds = time.perf_counter() - self.started
         row = {"step": float(self.state.step), **self.terms, "seconds": seconds}
         self.state.history.append(row)
         shown = " ".join(f"{name} {value:.4g}" for name, value in row.items() if name != "step")
@@ -237,13 +241,15 @@ class _Loop:
 
     def validate(self, score_of: Validate) -> None:
         """Score the averaged weights, and keep them when they are the best so far."""
+        self.network.eval()
         with _swapped(self._tracked(), self._averaged()):
-            score = score_of(self.network)
+            score = float(score_of(self.network))
+            _check_finite("validation score", score, step=self.state.step, terms=self.terms)
             if score > self.state.best_score:
                 self.state.best_score, self.state.best_step = score, self.state.step
                 self.best = {k: v.detach().clone() for k, v in self._tracked().items()}
         if not self.state.history or self.state.history[-1]["step"] != self.state.step:
-            self.record(math.nan)
+            self.record()
         self.state.history[-1]["validation_dsc"] = score
 
     def _averaged(self) -> dict[str, Tensor]:
@@ -266,6 +272,9 @@ class _Loop:
         """Go on from the saved state, where there is one."""
         saved = checkpoints.load()
         if saved is None:
+            # Leftovers of a training that is not to be resumed would be in this one's way.
+            if self.fabric.global_rank == 0:
+                checkpoints.clear()
             return
         self.state, tensors = saved
         load_module("network", self.network, tensors)
@@ -278,6 +287,8 @@ class _Loop:
             for name in self._tracked()
             if f"best.{name}" in tensors
         }
+        if self.state.history:
+            self.started -= self.state.history[-1]["seconds"]
         log.info("resumed at step %d from %s", self.state.step, checkpoints.folder)
 
     def finish(self) -> None:
@@ -287,6 +298,14 @@ class _Loop:
             for name, value in self._tracked().items():
                 value.copy_(final[name])
         self.network.eval()
+
+
+def _check_finite(name: str, value: float, *, step: int, terms: dict[str, float]) -> None:
+    if not math.isfinite(value):
+        raise TrainingError(
+            f"The {name} must be a number, but at step {step} it is {value} ({terms}).",
+            hint="Lower learning_rate, or raise warm_up_steps.",
+        )
 
 
 class _swapped:  # noqa: N801

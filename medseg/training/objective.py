@@ -7,7 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from medseg.data.training_set import Batch
-from medseg.losses.segmentation import LossSettings, Mode, segmentation_loss
+from medseg.losses.segmentation import (
+    LossSettings,
+    Mode,
+    segmentation_loss,
+    soft_dice_loss,
+    voxel_cross_entropy,
+)
 from medseg.priors.layer_priors import LayerPriors
 from medseg.seeding import torch_generator
 from medseg.variational.elbo import ElboSettings, elbo_terms
@@ -87,6 +93,8 @@ class SegmentationObjective:
         )
         record = {name: float(value) for name, value in terms.items()}
         if self._pulled:
+            # The training strategy may have moved the network since the anchor was taken.
+            self._pulled = [(now, then.to(now.device)) for now, then in self._pulled]
             pull = torch.stack([(now - then).square().sum() for now, then in self._pulled]).sum()
             loss = loss + self._strength * pull
             record["squared_distance"] = float(pull.detach())
@@ -105,8 +113,9 @@ class VariationalObjective:
     mode : {"regions", "classes"}
     loss : LossSettings
     elbo : ElboSettings
-    voxels_per_scan, n_scans, outputs_per_voxel : int
-        Size of the target set, see :func:`medseg.variational.elbo.elbo_terms`.
+    observations : (int, int, int)
+        Voxels per scan, scans and outputs per voxel of the target set, see
+        :func:`medseg.variational.elbo.elbo_terms`.
     seed : int
         Of all noise.
     """
@@ -132,10 +141,7 @@ class VariationalObjective:
         """Return the loss of one batch; see :class:`Objective`."""
         with use_generator(self._network, torch_generator(self._seed, "weight noise", step)):
             logits = forward(batch.image)
-        data = LossSettings(cross_entropy=1.0, dice=0.0)
-        nats, terms = segmentation_loss(
-            logits, batch.target, batch.known, mode=self._mode, settings=data
-        )
+        nats = voxel_cross_entropy(logits, batch.target, batch.known, self._mode).mean()
         kl = network_kl(
             self._network,
             self._priors,
@@ -150,13 +156,13 @@ class VariationalObjective:
             beta=self._elbo.beta_at(step),
             outputs_per_voxel=self._outputs,
         )
-        dice_only = LossSettings(
-            cross_entropy=0.0,
-            dice=self._loss.dice,
-            dice_smoothing_voxels=self._loss.dice_smoothing_voxels,
-        )
-        dice, _ = segmentation_loss(
-            logits, batch.target, batch.known, mode=self._mode, settings=dice_only
-        )
-        record = {**bound.as_log(), **{name: float(value) for name, value in terms.items()}}
-        return self._loss.cross_entropy * bound.loss + dice, record
+        dice = soft_dice_loss(
+            logits,
+            batch.target,
+            batch.known,
+            self._mode,
+            smoothing_voxels=self._loss.dice_smoothing_voxels,
+        ).mean()
+        terms = {"cross_entropy_nats": float(nats.detach()), "dice": float(dice.detach())}
+        loss = self._loss.cross_entropy * bound.loss + self._loss.dice * dice
+        return loss, {**bound.as_log(), **terms}
