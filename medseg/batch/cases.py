@@ -6,14 +6,24 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from medseg.data.sources.brats import BratsSettings, BratsSource
-from medseg.data.sources.ms import MsSettings, MsSource
-from medseg.errors import DataError, MedsegError
+from medseg.data.sources import brats, ms
+from medseg.data.sources.layout import (
+    BRAIN,
+    LABEL,
+    CaseFiles,
+    assign_roles,
+    case_folders,
+    role_of,
+    subject_of,
+)
+from medseg.data.sources.reading import read_case
+from medseg.errors import DataError
 from medseg.io.nifti import read_scan
 from medseg.scan import Case
 
 Item = tuple[str, Callable[[], Case]]
-_ENDINGS = (".nii", ".nii.gz")
+#: Last words of file names; masks must be known to be left out.
+_WORDS = {**ms.WORDS, **brats.WORDS}
 
 
 def find_cases(path: Path, *, channels: Sequence[str]) -> list[Item]:
@@ -37,23 +47,27 @@ def find_cases(path: Path, *, channels: Sequence[str]) -> list[Item]:
         return [_single(path, channels)]
     if not path.is_dir():
         raise DataError(f"An input must exist, but {path} does not.", hint="Check the path.")
-    is_case = any(file.name.endswith(_ENDINGS) for file in path.iterdir() if file.is_file())
-    faults: list[str] = []
-    for make in (_brats, _ms):
-        try:
-            source = make(path.parent if is_case else path)
-            names = [name for name in source.identifiers if not is_case or name == path.name]
-        except MedsegError as error:
-            faults.append(error.message)
-            continue
-        if names:
-            places = {name: number for number, name in enumerate(source.identifiers)}
-            return [(name, partial(source.__getitem__, places[name])) for name in names]
-    raise DataError(
-        f"{path} must hold NIfTI scans named after their modality, one folder a case, but none was "
-        f"found: {' '.join(faults)}",
-        hint="Name files such as flair.nii.gz and t1c.nii.gz in a folder per case.",
-    )
+    items: list[Item] = []
+    for identifier, files in case_folders(path).items():
+        roles = {file: role_of(file, _WORDS) for file in files}
+        # Reference masks are no input: one that is odd must not cost the prediction.
+        useful = [file for file, role in roles.items() if role not in (None, LABEL)]
+        if any(roles[file] != BRAIN for file in useful):
+            items.append((identifier, partial(_load, identifier, useful)))
+    if not items:
+        raise DataError(
+            f"{path} must hold NIfTI scans named after their modality, one folder a case, but no "
+            f"file name ends in one of {sorted(set(_WORDS) - {'label', 'seg'})}.",
+            hint="Name files such as flair.nii.gz and t1c.nii.gz in a folder per case.",
+        )
+    return items
+
+
+def _load(identifier: str, files: Sequence[Path]) -> Case:
+    roles = assign_roles(identifier, files, _WORDS)
+    brain = roles.pop(BRAIN, None)
+    found = CaseFiles(identifier, subject_of(identifier), roles, brain=brain)
+    return read_case(found, relabel=None, allow_empty=True)
 
 
 def _single(path: Path, channels: Sequence[str]) -> Item:
@@ -68,11 +82,3 @@ def _single(path: Path, channels: Sequence[str]) -> Item:
         return Case(identifier=name, subject=name, scans={channels[0]: read_scan(path)})
 
     return name, load
-
-
-def _brats(root: Path) -> BratsSource:
-    return BratsSource(BratsSettings(root=root, label_required=False, label_convention="1234"))
-
-
-def _ms(root: Path) -> MsSource:
-    return MsSource(MsSettings(root=root, label_required=False))

@@ -15,17 +15,33 @@ code  meaning
 import logging
 import signal
 import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-import click
 import typer
 
-from medseg.errors import ConfigError, DataError, MedsegError
+from medseg.errors import (
+    ConfigError,
+    DataError,
+    GeometryError,
+    LabelError,
+    MedsegError,
+    ModelError,
+    PriorError,
+    ScanError,
+    ScanFileError,
+)
 
 log = logging.getLogger("medseg")
+
+#: What the user asked for in the wrong way, and what he gave that cannot be used.
+_WRONG_USAGE = (ConfigError, ModelError, PriorError)
+_WRONG_INPUT = (DataError, ScanError, ScanFileError, GeometryError, LabelError)
+# Newer versions of typer carry their own click, so its base class is found through typer.
+_UsageError = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
 
 
 @dataclass
@@ -51,15 +67,23 @@ def _terminate(signum: int, frame: FrameType | None) -> None:
 def run(app: typer.Typer, argv: Sequence[str]) -> int:
     """Run ``app`` on ``argv`` and return the exit code."""
     _log_to_stderr()
-    signal.signal(signal.SIGTERM, _terminate)
+    # Python hands signals to its first thread only.
+    first = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, _terminate) if first else None
+    try:
+        return _run(app, argv)
+    finally:
+        if first:
+            signal.signal(signal.SIGTERM, before)
+        _close_log_files()
+
+
+def _run(app: typer.Typer, argv: Sequence[str]) -> int:
     try:
         result = app(args=list(argv), standalone_mode=False)
-    except click.exceptions.Exit as error:
+    except typer.Exit as error:
         return error.exit_code
-    except click.ClickException as error:
-        error.show()
-        return 2
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         log.error("interrupted; the same command goes on where it stopped")
         return 130
     except _Terminated:
@@ -67,10 +91,13 @@ def run(app: typer.Typer, argv: Sequence[str]) -> int:
         return 143
     except MedsegError as error:
         log.error("%s", error, exc_info=SESSION.debug)
-        if isinstance(error, ConfigError):
+        if isinstance(error, _WRONG_USAGE):
             return 2
-        return 4 if isinstance(error, DataError) else 1
+        return 4 if isinstance(error, _WRONG_INPUT) else 1
     except Exception as error:
+        if isinstance(error, _UsageError):
+            error.show()  # type: ignore[attr-defined]
+            return 2
         log.error(
             "unforeseen %s: %s%s",
             type(error).__name__,
@@ -92,15 +119,36 @@ def _log_to_stderr() -> None:
     root.setLevel(logging.WARNING)
 
 
+def _close_log_files() -> None:
+    for handler in list(log.handlers):
+        if isinstance(handler, logging.FileHandler):
+            log.removeHandler(handler)
+            handler.close()
+
+
 def begin(out: Path | None = None) -> None:
-    """Set how much is shown, and keep everything in ``OUT/medseg.log``."""
+    """Set how much is shown, and keep everything in ``OUT/medseg.log``.
+
+    Raises
+    ------
+    ConfigError
+        The folder cannot be made or written to.
+    """
+    _close_log_files()
     shown = logging.DEBUG if SESSION.debug else logging.INFO
     log.setLevel(logging.DEBUG)
     for handler in logging.getLogger().handlers:
         handler.setLevel(logging.WARNING if SESSION.quiet else shown)
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        keep = logging.FileHandler(out / "medseg.log", encoding="utf-8")
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            keep = logging.FileHandler(out / "medseg.log", encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(
+                f"The output must be a folder one can write to, but {out} is not: "
+                f"{error.strerror or error}.",
+                hint="Choose another folder.",
+            ) from error
         keep.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         keep.setLevel(logging.DEBUG)
         log.addHandler(keep)

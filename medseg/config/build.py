@@ -1,11 +1,17 @@
 """From a checked configuration to the objects of an experiment."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from medseg.config.catalog import DEFINITIONS, NETWORKS, PHANTOM_DEFINITIONS, SOURCES
-from medseg.config.load import find_config, read_yaml, validate
+from medseg.config.load import (
+    apply_overrides,
+    faulty,
+    find_config,
+    find_faults,
+    read_yaml,
+    validate,
+)
 from medseg.config.schema import DataConfig, ExperimentConfig
 from medseg.data.phantom.cohort import PhantomSettings
 from medseg.data.regions import Definition
@@ -24,10 +30,8 @@ def build_cohort(config: DataConfig, *, where: str) -> Cohort:
     """
     schema, make = SOURCES[config.kind]
     chosen = validate(schema, config.settings, where=f"{where}.settings")
-    definition: Definition | None = config.regions or DEFINITIONS.get(config.kind)
-    if isinstance(chosen, PhantomSettings):
-        definition = config.regions or PHANTOM_DEFINITIONS[chosen.disease]
-    if definition is None:
+    definition = _definition(config)
+    if not definition:
         raise ConfigError(
             f"{where}.regions must say which labels make up each region of kind {config.kind!r}.",
             hint="Write for example regions: {lesion: [1]}.",
@@ -38,6 +42,15 @@ def build_cohort(config: DataConfig, *, where: str) -> Cohort:
     )
 
 
+def _definition(config: DataConfig) -> Definition:
+    """Return what the labels mean; nothing where nobody said."""
+    if config.regions:
+        return config.regions
+    if config.kind == "phantom":
+        return PHANTOM_DEFINITIONS[config.settings.get("disease", PhantomSettings().disease)]
+    return DEFINITIONS.get(config.kind, {})
+
+
 def load_plan(name: str, overrides: Sequence[str] = (), *, command: str = "") -> ExperimentPlan:
     """Return the experiment that a YAML file and overrides describe.
 
@@ -45,11 +58,12 @@ def load_plan(name: str, overrides: Sequence[str] = (), *, command: str = "") ->
     ------
     ConfigError
         Every wrong key is named.
+    DataError
+        The data are not where the settings say.
     """
     path = find_config(name)
     values = read_yaml(path, overrides)
-    config = validate(ExperimentConfig, values, where=path.name)
-    _check_arms(config, path)
+    config = read_experiment(values, where=path.name)
     sources = {
         label: tuple(
             build_cohort(part, where=f"sources.{label}.{number}")
@@ -71,28 +85,87 @@ def load_plan(name: str, overrides: Sequence[str] = (), *, command: str = "") ->
     )
 
 
-def _check_arms(config: ExperimentConfig, path: Path) -> None:
-    for number, arm in enumerate(config.arms):
-        unknown = [name for name in arm.sources if name not in config.sources]
-        if unknown or (arm.method.method != "ri" and not arm.sources):
-            raise ConfigError(
-                f"{path.name}: arms.{number}.sources must name some of {sorted(config.sources)}, "
-                f"but it is {list(arm.sources)}.",
-                hint="Only method 'ri' needs no source.",
+def read_experiment(values: Any, *, where: str) -> ExperimentConfig:
+    """Return the checked configuration; no data need be there.
+
+    Raises
+    ------
+    ConfigError
+        Names every fault at once: of the schema, of the settings of each data set, of the arms.
+    """
+    faults = [*find_faults(ExperimentConfig, values, where=""), *_data_faults(values)]
+    if faults:
+        raise faulty(where, faults)
+    config = validate(ExperimentConfig, values, where=where)
+    faults = [*_arm_faults(config), *_protocol_faults(config)]
+    if faults:
+        raise faulty(where, faults)
+    return config
+
+
+def _data_faults(values: Any) -> list[str]:
+    """Return the faults in the free ``settings`` of each data set, whatever else is wrong."""
+    sources = values.get("sources") if isinstance(values, dict) else None
+    parts: list[tuple[str, Any]] = [
+        (f"sources.{label}.{number}", part)
+        for label, mix in (sources.items() if isinstance(sources, dict) else ())
+        for number, part in enumerate(mix if isinstance(mix, list) else ())
+    ]
+    parts.append(("target", values.get("target") if isinstance(values, dict) else None))
+    faults: list[str] = []
+    for where, part in parts:
+        if not isinstance(part, dict) or part.get("kind") not in SOURCES:
+            continue
+        kind, given = part["kind"], part.get("settings") or {}
+        faults += find_faults(SOURCES[kind][0], given, where=f"{where}.settings")
+        if not part.get("regions") and kind != "phantom" and kind not in DEFINITIONS:
+            faults.append(
+                f"{where}.regions must say which labels make up each region of kind {kind!r}, "
+                "for example {lesion: [1]}"
             )
+    return faults
+
+
+def _arm_faults(config: ExperimentConfig) -> list[str]:
+    faults = [
+        f"arms.{number}.sources must name some of {sorted(config.sources)} (only method 'ri' needs "
+        f"none), but it is {list(arm.sources)}"
+        for number, arm in enumerate(config.arms)
+        if (arm.method.method != "ri" and not arm.sources)
+        or any(name not in config.sources for name in arm.sources)
+    ]
     labels = [(arm.method.label, name) for arm in config.arms for name in arm.sources or ("none",)]
     if len(set(labels)) < len(labels):
-        raise ConfigError(
-            f"{path.name}: an arm may stand once per source, but the arms are {labels}."
+        faults.append(f"an arm may stand once per source, but the arms are {labels}")
+    return faults
+
+
+def _protocol_faults(config: ExperimentConfig) -> list[str]:
+    faults = [
+        f"sources.{label} must name at least one data set, but it is empty"
+        for label, parts in config.sources.items()
+        if not parts
+    ]
+    known = _definition(config.target)
+    unknown = [name for name in config.protocol.regions.names if name not in known]
+    if unknown:
+        faults.append(
+            f"protocol.regions.names must be regions of the target, {sorted(known)}, but "
+            f"{unknown} are not"
         )
+    dims, patch = NETWORKS[config.network](1, 1).dims, config.protocol.patch.size
+    if len(patch) != dims:
+        faults.append(
+            f"protocol.patch.size must have {dims} numbers for network {config.network!r}, but it "
+            f"is {list(patch)}"
+        )
+    return faults
 
 
 def load_method(method: str, overrides: Sequence[str] = ()) -> MethodSettings:
     """Return the settings of a method with ``key=value`` overrides."""
     values: dict[str, Any] = {"method": method}
-    for override in overrides:
-        key, _, text = override.partition("=")
-        values[key] = text
+    apply_overrides(values, overrides)
     return validate(MethodSettings, values, where="method")
 
 

@@ -1,10 +1,11 @@
 """Read a YAML, apply ``key=value`` overrides, and name every mistake at once."""
 
 import difflib
+import itertools
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -63,29 +64,63 @@ def read_yaml(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         raise ConfigError(
             f"{path} must hold keys and values, but it holds {type(values).__name__}."
         )
+    apply_overrides(values, overrides)
+    return values
+
+
+def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Set every ``dotted.key=value`` in ``values``; values are YAML, list items go by number.
+
+    Raises
+    ------
+    ConfigError
+        An override is not ``key=value``, or names a place that cannot be.
+
+    Examples
+    --------
+    >>> values = {"sizes": [1, 2]}
+    >>> apply_overrides(values, ["sizes.1=5", "training.steps=3"])
+    >>> values
+    {'sizes': [1, 5], 'training': {'steps': 3}}
+    """
     for override in overrides:
         key, sign, text = override.partition("=")
-        if not sign or not key:
+        keys = key.split(".")
+        if not sign or not all(keys):
             raise ConfigError(
                 f"An override has the form key=value, but it is {override!r}.",
                 hint="Write for example protocol.seed=1.",
             )
-        _set(values, key.split("."), yaml.safe_load(text), override)
-    return values
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(
+                f"The value of an override must be YAML, but in {override!r} it is not.",
+                hint="Quote it, and write lists as [1, 2].",
+            ) from error
+        place: Any = values
+        for step, following in itertools.pairwise(keys):
+            index = _index(place, step, override)
+            if isinstance(place, dict) and place.get(index) is None:
+                place[index] = {}
+            place = place[index]
+            if not isinstance(place, dict | list):
+                raise ConfigError(
+                    f"{override!r} sets {following!r} below a value: {step!r} is {place!r}."
+                )
+        place[_index(place, keys[-1], override)] = value
 
 
-def _set(values: Any, keys: list[str], value: Any, override: str) -> None:
-    for key in keys[:-1]:
-        if isinstance(values, list):
-            values = values[int(key)]
-        elif isinstance(values, dict):
-            values = values.setdefault(key, {})
-        if not isinstance(values, dict | list):
-            raise ConfigError(f"{override!r} sets a key below a value: {key!r} is {values!r}.")
-    if isinstance(values, list):
-        values[int(keys[-1])] = value
-    else:
-        values[keys[-1]] = value
+def _index(place: dict[str, Any] | list[Any], key: str, override: str) -> Any:
+    if isinstance(place, dict):
+        return key
+    if key.isdigit() and int(key) < len(place):
+        return int(key)
+    raise ConfigError(
+        f"{override!r} must name an item of a list by a number below {len(place)}, but it says "
+        f"{key!r}.",
+        hint="Count from 0, or give the whole list.",
+    )
 
 
 def validate(schema: type[T], values: Any, *, where: str) -> T:
@@ -99,10 +134,25 @@ def validate(schema: type[T], values: Any, *, where: str) -> T:
     try:
         return TypeAdapter(schema).validate_python(values)
     except ValidationError as error:
-        faults = [_fault(schema, dict(item)) for item in error.errors()]
-        raise ConfigError(
-            f"{where}: " + "; ".join(faults) + ".", hint="Mend these keys and run again."
-        ) from error
+        raise faulty(where, _faults(schema, error)) from error
+
+
+def find_faults(schema: type[Any], values: Any, *, where: str) -> list[str]:
+    """Return what is wrong with ``values``, one sentence a key; keys begin with ``where``."""
+    try:
+        TypeAdapter(schema).validate_python(values)
+    except ValidationError as error:
+        return [f"{where}.{fault}" if where else fault for fault in _faults(schema, error)]
+    return []
+
+
+def faulty(where: str, faults: Sequence[str]) -> ConfigError:
+    """Return the error that names all ``faults`` of the configuration ``where``."""
+    return ConfigError(f"{where}: " + "; ".join(faults) + ".", hint="Mend these and run again.")
+
+
+def _faults(schema: type[Any], error: ValidationError) -> list[str]:
+    return [_fault(schema, dict(item)) for item in error.errors()]
 
 
 def _fault(schema: type[Any], item: dict[str, Any]) -> str:
@@ -113,6 +163,10 @@ def _fault(schema: type[Any], item: dict[str, Any]) -> str:
         near = difflib.get_close_matches(location[-1], allowed, n=1)
         guess = f", did you mean {near[0]!r}?" if near else ""
         return f"{key} is not a key{guess} (allowed: {', '.join(sorted(allowed))})"
+    if item["type"].startswith("missing"):
+        return f"{key} must be given"
+    if not key:
+        return str(item["msg"])
     return f"{key}: {item['msg']}, but it is {item.get('input')!r}"
 
 
@@ -121,9 +175,13 @@ def _fields(schema: Any, location: Sequence[str]) -> list[str]:
         fields = getattr(schema, "__pydantic_fields__", None)
         if fields is None or part not in fields:
             continue
-        annotation = fields[part].annotation
-        inner = [a for a in getattr(annotation, "__args__", ()) if isinstance(a, type)]
-        schema = (
-            inner[-1] if inner and not hasattr(annotation, "__pydantic_fields__") else annotation
-        )
+        schema = _settings_inside(fields[part].annotation)
     return list(getattr(schema, "__pydantic_fields__", {}))
+
+
+def _settings_inside(annotation: Any) -> Any:
+    """Return the settings class inside ``X | None``, ``tuple[X, ...]``, ``dict[str, X]``."""
+    if hasattr(annotation, "__pydantic_fields__"):
+        return annotation
+    found = (_settings_inside(part) for part in get_args(annotation))
+    return next((part for part in found if part is not None), None)

@@ -84,6 +84,11 @@ def run_experiment(
         The folder holds another experiment, or one and ``resume`` is False.
     """
     out = Path(out)
+    if plan.protocol.preprocess.spacing_mm is None:
+        raise ConfigError(
+            "An experiment scores on one working grid, but protocol.preprocess.spacing_mm is null.",
+            hint="Give a voxel size in mm.",
+        )
     key = plan_key(plan)
     clock = _Clock(_start(plan, out, key, resume=resume))
     try:
@@ -95,16 +100,22 @@ def run_experiment(
 def _run(
     plan: ExperimentPlan, out: Path, key: str, clock: _Clock, *, shard: tuple[int, int]
 ) -> None:
+    subsets, test_only = _subsets(plan, out)
     with clock.stage("prepare target"):
         cases = training_cases(
             plan.target, plan, regions=plan.protocol.regions, allow_missing=False
+        )
+    cells = list(_grid(plan, cases, subsets, test_only))
+    untested = [cell.identifier for cell, data, _ in cells if not data.test]
+    if untested:
+        raise ConfigError(
+            f"Every subset must leave subjects to test on, but {untested[:3]} leave none.",
+            hint="Lower protocol.few_shot.sizes, or add subjects to the target.",
         )
     sources: dict[str, Source] = {}
     for name in plan.sources:
         with clock.stage("train sources, fit priors"):
             sources[name] = make_source(plan, name, out, key=key)
-    subsets, test_only = _subsets(plan, out)
-    cells = list(_grid(plan, cases, subsets, test_only))
     first = {cell.method + cell.source: cell for cell, _, _ in reversed(cells)}
     mine = cells[shard[0] :: shard[1]]
     started, todo = time.perf_counter(), [entry for entry in mine if not is_done(entry[0], out)]
@@ -160,7 +171,10 @@ def _subsets(plan: ExperimentPlan, out: Path) -> tuple[Sequence[FewShotSubset], 
             load_or_make_split(out / "splits.json", source, request=request).subjects_of("test")
         )
     pool = [subject for subject in source.subjects if subject not in held]
-    return few_shot_subsets(pool, few.sizes, seed=seed, repeats=few.repeats), held
+    drawn = few_shot_subsets(pool, few.sizes, seed=seed, repeats=few.repeats)
+    # Two draws may meet in one subset, which then counts once: its cells are the same.
+    distinct = {(subset.size, subset.subjects): subset for subset in reversed(drawn)}
+    return [s for s in drawn if distinct[s.size, s.subjects] is s], held
 
 
 def _grid(
@@ -207,11 +221,14 @@ def _start(plan: ExperimentPlan, out: Path, key: str, *, resume: bool) -> dict[s
 
 def _write_run(plan: ExperimentPlan, out: Path, key: str, seconds: dict[str, float]) -> None:
     out.mkdir(parents=True, exist_ok=True)
+    path, now = out / "run.json", datetime.now(UTC).isoformat(timespec="seconds")
+    # A resumed run keeps the time of its first start.
+    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     device = resolve_device(plan.protocol.target_training.device)
     precision = resolve_precision(plan.protocol.target_training.precision, device)
     cohorts = [(cohort, "source", name) for name, mix in plan.sources.items() for cohort in mix]
     write_json(
-        out / "run.json",
+        path,
         {
             "title": plan.title,
             "description": plan.description,
@@ -226,7 +243,7 @@ def _write_run(plan: ExperimentPlan, out: Path, key: str, seconds: dict[str, flo
                 "precision": str(precision).removeprefix("torch."),
             },
             "command": plan.command,
-            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "started": before.get("started", now),
             "seconds": seconds,
             "cohorts": [
                 *(_cohort(cohort, role, name) for cohort, role, name in cohorts),

@@ -17,11 +17,15 @@ def evaluate(
     """Score every reference, case by case; a missing prediction counts as the worst."""
     from medseg.batch.evaluate import evaluate_folders
     from medseg.cli.session import begin
+    from medseg.errors import ConfigError
     from medseg.io.atomic import write_table
     from medseg.metrics.evaluate import aggregate
 
     begin()
-    chosen = tuple(int(part) for part in labels.split(",") if part.strip())
+    parts = [part.strip() for part in labels.split(",") if part.strip()]
+    if not all(part.isdigit() for part in parts):
+        raise ConfigError(f"--labels must be numbers joined by commas, but it is {labels!r}.")
+    chosen = tuple(int(part) for part in parts)
     cases, lesions = evaluate_folders(predictions, references, labels=chosen)
     write_table(out, cases)
     write_table(out.with_name(f"{out.stem}_lesions.tsv"), lesions)

@@ -13,14 +13,16 @@ def harvest(
 ) -> None:
     """Collect every 3x3x3 (3x3) slice of the models."""
     from medseg.cli.session import begin
+    from medseg.config.load import validate
     from medseg.inference.model import load_model
     from medseg.priors.harvest import HarvestSettings
     from medseg.priors.harvest import harvest as collect
     from medseg.variational.convert import to_deterministic
 
+    settings = validate(HarvestSettings, {"prune_quantile": prune}, where="harvest")
     begin()
     networks = [to_deterministic(load_model(folder).network) for folder in models]
-    kernels = collect(networks, settings=HarvestSettings(prune_quantile=prune))
+    kernels = collect(networks, settings=settings)
     kernels.save(out)
     typer.echo(f"{len(kernels)} kernels of {len(models)} networks: {out}")
 
