@@ -154,7 +154,7 @@ def test_the_loss_is_the_bound_per_output_and_dice(network, batch, weights):
     loss, terms = objective.loss(fixed(logits), batch, 0)
     dice = soft_dice_loss(logits, batch.target, batch.known, "regions", smoothing_voxels=3.0)
     bound = (terms["data_nats"] + 0.7 * terms["kl_nats"]) / (VOXELS * SCANS * OUTPUTS)
-    assert float(loss) == pytest.approx(weights[0] * bound + weights[1] * float(dice.mean()))
+    assert loss.item() == pytest.approx(weights[0] * bound + weights[1] * float(dice.mean()))
     assert terms["dice"] == pytest.approx(float(dice.mean()))
     assert terms["negative_elbo_nats"] == pytest.approx(bound * VOXELS * SCANS * OUTPUTS)
 
