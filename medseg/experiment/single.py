@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 from medseg.experiment.plan import ExperimentPlan
@@ -28,6 +29,18 @@ def load_source_model(
     )
 
 
+def _fingerprint(source: Source | None) -> str:
+    """Return what a resumed training must agree with: weights, prior and kernels it started from."""
+    if source is None:
+        return "none"
+    digest = hashlib.sha256()
+    for name, value in sorted(source.network.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    parts = [part.hash for part in (source.priors, source.kernels) if part is not None]
+    return "-".join([digest.hexdigest(), *parts])
+
+
 def finetune_target(
     plan: ExperimentPlan, method: MethodSettings, *, source: Source | None, out: Path, key: str
 ) -> Model:
@@ -47,7 +60,7 @@ def finetune_target(
         training=protocol.target_training,
         seed=protocol.seed,
     )
-    checkpoints = Checkpoints(folder=out / "state", key=f"{key}-{method}")
+    checkpoints = Checkpoints(folder=out / "state", key=f"{key}-{method}-{_fingerprint(source)}")
     network, result = finetune(cases, training, method, source=source, checkpoints=checkpoints)
     definition = {name: tuple(plan.target.definition[name]) for name in protocol.regions.names}
     prior = source.priors.hash if source is not None and source.priors is not None else None

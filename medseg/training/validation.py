@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from medseg.data.training_set import TrainingCase
+from medseg.errors import DataError
 from medseg.inference.posterior import Head, predict_prepared
 from medseg.inference.settings import PredictSettings
 from medseg.metrics.overlap import dice
@@ -26,7 +27,17 @@ def mean_dice_of(
         How to read the logits.
     samples : int
         Posterior samples of a variational network.
+
+    Raises
+    ------
+    DataError
+        No case has a known region.
     """
+    if not any(bool(case.known[int(case.has_background) :].any()) for case in cases):
+        raise DataError(
+            f"Validation needs a case with a known region, but none of the {len(cases)} has one.",
+            hint="Train without validation, or define the regions of this source.",
+        )
 
     def score(network: nn.Module) -> float:
         device = str(next(network.parameters()).device)
