@@ -16,7 +16,8 @@ def settings(cls: type[T]) -> type[T]:
     Raises
     ------
     pydantic.ValidationError
-        On construction, when a value is of the wrong type or out of its limits, or a key is unknown.
+        On construction, when a value is of the wrong type or out of its limits, or a key is
+        unknown.
     """
     make: Callable[[type[T]], Any] = dataclass(
         frozen=True, kw_only=True, config=ConfigDict(extra="forbid", validate_default=True)

@@ -30,7 +30,7 @@ def load_source_model(
 
 
 def _fingerprint(source: Source | None) -> str:
-    """Return what a resumed training must agree with: weights, prior and kernels it started from."""
+    """Return the hash of the weights, prior and kernels that a training starts from."""
     if source is None:
         return "none"
     digest = hashlib.sha256()

@@ -43,7 +43,8 @@ def image_diagonal_mm(shape: Sequence[int], spacing_mm: Sequence[float]) -> floa
 def _surface_points_mm(mask: Mask, spacing: NDArray[np.float64]) -> NDArray[np.float64]:
     box = ndimage.find_objects(mask.astype(np.uint8))[0]
     inner = mask[box]
-    points = np.argwhere(inner & ~ndimage.binary_erosion(inner)).astype(np.float64)
+    eroded = np.asarray(ndimage.binary_erosion(inner), dtype=bool)
+    points = np.argwhere(inner & ~eroded).astype(np.float64)
     return (points + [part.start for part in box]) * spacing
 
 
