@@ -78,8 +78,9 @@ def resolve_precision(name: Precision, device: torch.device) -> torch.dtype:
     if name == "bf16" or (name == "auto" and native):
         log.debug("precision bf16 on %s: %s", device, reason)
         return torch.bfloat16
-why = "as asked for" if name == "float32" else reason
-    log.debug("precision float32 on %s: %s", device, why)    return torch.float32
+    why = "as asked for" if name == "float32" else reason
+    log.debug("precision float32 on %s: %s", device, why)
+    return torch.float32
 
 
 def native_bf16(device: torch.device) -> tuple[bool, str]:
