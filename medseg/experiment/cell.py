@@ -72,7 +72,7 @@ class CellWriter:
     out : Path
         The run's folder.
     keep_example : bool
-        Save slices of the first test case for the report.
+        Save the first test case's volumes for the report.
     """
 
     def __init__(self, cell: Cell, plan: ExperimentPlan, out: Path, *, keep_example: bool) -> None:
@@ -137,12 +137,11 @@ class CellWriter:
 
     def _save_example(self, case: TrainingCase, prediction: PreparedPrediction) -> None:
         regions = self._plan.protocol.regions.names
-        z = int(case.target.flatten(1, 2).sum(1).sum(0).argmax())
         tensors = {
-            "image": case.image[..., z],
-            "truth": case.target[..., z].to(torch.uint8),
-            "probability": prediction.statistics.probability[..., z].float(),
-            "uncertainty": prediction.statistics.entropy_nats[..., z].float(),
+            "image": case.image,
+            "truth": case.target.to(torch.uint8),
+            "probability": prediction.statistics.probability.float(),
+            "uncertainty": prediction.statistics.entropy_nats.float(),
         }
         folder = self._out / "examples"
         folder.mkdir(parents=True, exist_ok=True)
@@ -163,7 +162,7 @@ class CellWriter:
                 "n": self._cell.n,
                 "regions": list(regions),
                 "modalities": list(self._plan.protocol.channels),
-                "spacing_mm": list(self._spacing_mm()[:2]),
+                "spacing_mm": list(self._spacing_mm()),
                 "dsc": {str(row["region"]): row["dsc"] for row in mine},
                 "volume_ml": volumes,
                 "reference_volume_ml": {

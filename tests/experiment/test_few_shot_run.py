@@ -18,6 +18,7 @@ from medseg.experiment.sources import training_cases
 from medseg.io.atomic import read_table
 from medseg.metrics.overlap import dice
 from medseg.networks.unet import UNetSettings
+from medseg.report import write_report
 
 CONFIG = """
 title: tiny
@@ -271,3 +272,10 @@ def test_thresholds_are_the_best_on_their_training_cases(plan: ExperimentPlan) -
         outer, inner = threshold_masks(case, cuts)
         assert not (inner & ~outer).any()
         assert not (outer & ~case.brain.numpy()).any() or not case.brain.numpy().all()
+
+
+def test_the_report_shows_the_examples(finished: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(finished, tmp_path / "run")
+    page = write_report(copy).read_text(encoding="utf-8")
+    assert "No example predictions were saved" not in page
+    assert "the axial slice with the most of each region" in page
