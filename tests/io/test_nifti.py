@@ -172,7 +172,8 @@ def test_what_agrees_or_does_not_count_is_no_warning(tmp_path, qform_code, shift
     _two_affines(tmp_path / "a.nii", sform_code=1, qform_code=qform_code, shift_mm=shift_mm)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        read_scan(tmp_path / "a.nii")
+        scan = read_scan(tmp_path / "a.nii")
+    assert np.allclose(scan.grid.affine, nib.nifti1.load(tmp_path / "a.nii").get_sform())
 
 
 def test_a_file_without_any_affine_warns_and_lies_where_nibabel_puts_it(tmp_path) -> None:
