@@ -21,7 +21,7 @@ from medseg.io.atomic import atomic_path, write_json, write_table
 from medseg.metrics.calibration import reliability_bins
 from medseg.metrics.evaluate import evaluate_masks
 from medseg.seeding import derive_seed
-from medseg.training.transfer import MethodSettings, Source, TrainingPlan, finetune
+from medseg.training.transfer import MethodSettings, Source, TrainingPlan, after_training, finetune
 
 log = logging.getLogger(__name__)
 Row = dict[str, object]
@@ -234,29 +234,47 @@ def run_network(
     writer.close()
 
 
-def train_cell(
-    cell: Cell,
-    data: CellData,
-    plan: ExperimentPlan,
-    method: MethodSettings,
-    *,
-    source: Source | None,
-    out: Path,
-) -> nn.Module:
-    """Fine-tune by one method; the batches depend on the subset alone, not on the method."""
-    protocol = plan.protocol
-    training = TrainingPlan(
-        architecture=plan.architecture(len(protocol.channels), protocol.regions.channels),
-        regions=protocol.regions,
-        patch=protocol.patch,
-        augment=protocol.augment,
-        loss=protocol.loss,
-        training=protocol.target_training,
-        seed=derive_seed(protocol.seed, "target", cell.subset),
-    )
-    network, result = finetune(data.train, training, method, source=source)
-    write_table(out / "histories" / f"{cell.identifier}.tsv", result.history)
-    return network
+class CellTraining:
+    """Trains the networks of cells; methods that share a training have it done once.
+
+    The batches depend on the subset alone, not on the method.
+
+    Parameters
+    ----------
+    plan : ExperimentPlan
+    out : Path
+        The run's folder.
+    """
+
+    def __init__(self, plan: ExperimentPlan, out: Path) -> None:
+        self._plan, self._out = plan, out
+        self._last: tuple[object, nn.Module] | None = None
+
+    def network(
+        self, cell: Cell, data: CellData, method: MethodSettings, *, source: Source | None
+    ) -> nn.Module:
+        """Return the network of a cell, trained unless the last call trained it already."""
+        plan, basis = self._training_plan(cell), method.trained_as
+        key = (cell.source, cell.subset, basis)
+        history = self._out / "histories" / f"{cell.identifier}.tsv"
+        if self._last is None or self._last[0] != key:
+            trained, result = finetune(data.train, plan, basis, source=source)
+            self._last = (key, trained)
+            self._history = result.history
+        write_table(history, self._history)
+        return after_training(self._last[1], plan, method, source=source)
+
+    def _training_plan(self, cell: Cell) -> TrainingPlan:
+        protocol = self._plan.protocol
+        return TrainingPlan(
+            architecture=self._plan.architecture(len(protocol.channels), protocol.regions.channels),
+            regions=protocol.regions,
+            patch=protocol.patch,
+            augment=protocol.augment,
+            loss=protocol.loss,
+            training=protocol.target_training,
+            seed=derive_seed(protocol.seed, "target", cell.subset),
+        )
 
 
 def _device(network: nn.Module) -> str:

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 
 from medseg.data.regions import RegionSettings
 from medseg.data.source import CaseSource
@@ -23,17 +24,17 @@ from medseg.errors import ConfigError
 from medseg.experiment.cell import (
     Cell,
     CellData,
+    CellTraining,
     CellWriter,
     is_done,
     run_network,
     run_threshold,
-    train_cell,
 )
 from medseg.experiment.plan import Cohort, ExperimentPlan
 from medseg.experiment.sources import make_source, training_cases
 from medseg.experiment.tables import write_tables
 from medseg.inference.posterior import Head
-from medseg.inference.provenance import versions
+from medseg.inference.provenance import git_commit, versions
 from medseg.io.atomic import write_json
 from medseg.networks.precision import resolve_device, resolve_precision
 from medseg.training.transfer import MethodSettings, Source
@@ -100,7 +101,8 @@ def run_experiment(
 def _run(
     plan: ExperimentPlan, out: Path, key: str, clock: _Clock, *, shard: tuple[int, int]
 ) -> None:
-    subsets, test_only = _subsets(plan, out)
+    with FileLock(out / ".splits.lock"):
+        subsets, test_only = _subsets(plan, out)
     with clock.stage("prepare target"):
         cases = training_cases(
             plan.target, plan, regions=plan.protocol.regions, allow_missing=False
@@ -114,10 +116,14 @@ def _run(
         )
     sources: dict[str, Source] = {}
     for name in plan.sources:
-        with clock.stage("train sources, fit priors"):
+        # Another shard may be at it: then this one waits, and loads what is there.
+        (out / "sources").mkdir(exist_ok=True)
+        lock = FileLock(out / "sources" / f".{name}.lock")
+        with clock.stage("train sources, fit priors"), lock:
             sources[name] = make_source(plan, name, out, key=key)
     first = {cell.method + cell.source: cell for cell, _, _ in reversed(cells)}
-    mine = cells[shard[0] :: shard[1]]
+    mine = [entry for group in _groups(cells)[shard[0] :: shard[1]] for entry in group]
+    training = CellTraining(plan, out)
     started, todo = time.perf_counter(), [entry for entry in mine if not is_done(entry[0], out)]
     for number, (cell, data, method) in enumerate(todo):
         spent = time.perf_counter() - started
@@ -126,7 +132,7 @@ def _run(
         keep = first[cell.method + cell.source] == cell
         writer = CellWriter(cell, plan, out, keep_example=keep)
         with clock.stage(f"cells: {cell.method}"):
-            _one(cell, data, method, writer, plan=plan, sources=sources, out=out)
+            _one(cell, data, method, writer, plan=plan, sources=sources, training=training)
     if all(is_done(cell, out) for cell, _, _ in cells):
         write_tables([cell for cell, _, _ in cells], out, seed=plan.protocol.seed)
     else:
@@ -141,7 +147,7 @@ def _one(
     *,
     plan: ExperimentPlan,
     sources: dict[str, Source],
-    out: Path,
+    training: CellTraining,
 ) -> None:
     regions, source = plan.protocol.regions, sources.get(cell.source)
     if cell.method == "threshold":
@@ -151,9 +157,22 @@ def _one(
         head = _head(source.regions, plan)
         run_network(source.network, data, writer, plan, channels=channels, head=head)
     elif method is not None:
-        network = train_cell(cell, data, plan, method, source=source, out=out)
+        network = training.network(cell, data, method, source=source)
         channels = list(range(len(regions.names)))
         run_network(network, data, writer, plan, channels=channels, head=_head(regions, plan))
+
+
+_Entry = tuple[Cell, CellData, MethodSettings | None]
+
+
+def _groups(cells: Sequence[_Entry]) -> list[list[_Entry]]:
+    """Return the cells that share a training together, so that one process has it done once."""
+    groups: dict[object, list[_Entry]] = {}
+    for entry in cells:
+        cell, _, method = entry
+        shared = cell.method if method is None else method.trained_as
+        groups.setdefault((cell.source, cell.subset, shared), []).append(entry)
+    return list(groups.values())
 
 
 def _head(regions: RegionSettings, plan: ExperimentPlan) -> Head:
@@ -182,7 +201,7 @@ def _grid(
     cases: Sequence[TrainingCase],
     subsets: Sequence[FewShotSubset],
     test_only: set[str],
-) -> Iterator[tuple[Cell, CellData, MethodSettings | None]]:
+) -> Iterator[_Entry]:
     subjects = sorted({case.subject for case in cases})
     tested = [case for case in cases if not test_only or case.subject in test_only]
     for name, cohorts in plan.sources.items():
@@ -236,6 +255,7 @@ def _write_run(plan: ExperimentPlan, out: Path, key: str, seconds: dict[str, flo
             "config_sha256": key,
             "seed": plan.protocol.seed,
             "versions": versions(),
+            "git_commit": git_commit(),
             "machine": {
                 "cpu": platform.processor() or platform.machine(),
                 "cores": torch.get_num_threads(),

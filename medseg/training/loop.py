@@ -180,8 +180,10 @@ class _Loop:
         plain = torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True)
         wrapped: Any = self.fabric.setup(network, plain)
         self.wrapped, self.optimiser = wrapped
+        self.extra: list[nn.Parameter] = []
         if objective.extra is not None:
             objective.extra.to(self.fabric.device)
+            self.extra = [p for p in objective.extra.parameters() if p.requires_grad]
         self.plain_optimiser = plain
         self.peaks = [group["lr"] for group in plain.param_groups]
         self.ema = {name: value.detach().clone() for name, value in self._tracked().items()}
@@ -216,6 +218,9 @@ class _Loop:
         )
         if norm is not None:
             _check_finite("norm of its gradient", float(norm), step=step, terms=terms)
+        if self.extra:
+            # What an objective trains along has its own scale, so its gradient is clipped apart.
+            torch.nn.utils.clip_grad_norm_(self.extra, self.settings.clip_norm)
         self.optimiser.step()
         self._average(step)
         self.terms = {"loss": value, "learning_rate": self.peaks[0] * factor, **terms}

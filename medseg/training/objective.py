@@ -113,7 +113,7 @@ class VariationalObjective:
     mode : {"regions", "classes"}
     loss : LossSettings
     elbo : ElboSettings
-    observations : (int, int, int)
+    observations : (int, int, float)
         Voxels per scan, scans and outputs per voxel of the target set, see
         :func:`medseg.variational.elbo.elbo_terms`.
     seed : int
@@ -128,7 +128,7 @@ class VariationalObjective:
         mode: Mode,
         loss: LossSettings,
         elbo: ElboSettings,
-        observations: tuple[int, int, int],
+        observations: tuple[int, int, float],
         seed: int,
     ) -> None:
         self.extra: nn.Module | None = priors

@@ -69,6 +69,11 @@ class MethodSettings:
         """Name in tables."""
         return self.method if self.init == "source" else f"{self.method}_{self.init}"
 
+    @property
+    def trained_as(self) -> "MethodSettings":
+        """The method whose training this one takes: ``wise`` is ``pr`` until its last act."""
+        return MethodSettings(method="pr") if self.method == "wise" else self
+
 
 @dataclass(frozen=True, eq=False)
 class Source:
@@ -197,7 +202,6 @@ def finetune(
         )
     network: nn.Module = new_network(plan.architecture, seed=plan.seed)
     fresh = load_source(network, source, plan.regions)
-    start = copy.deepcopy(network)
     if method.method in VARIATIONAL:
         network, objective = _variational(network, cases, plan, method, source)
     else:
@@ -210,9 +214,23 @@ def finetune(
         fresh=fresh,
         checkpoints=checkpoints,
     )
-    if method.method == "wise":
-        interpolate(network, start, share=method.wise_share, skip=fresh)
-    return network, result
+    return after_training(network, plan, method, source=source), result
+
+
+def after_training(
+    network: nn.Module, plan: TrainingPlan, method: MethodSettings, *, source: Source | None
+) -> nn.Module:
+    """Return what a method makes of a network that was trained as ``method.trained_as``.
+
+    That is the network itself, or for ``wise`` a copy moved back towards the source.
+    """
+    if method.method != "wise" or source is None:
+        return network
+    start = new_network(plan.architecture, seed=plan.seed)
+    fresh = load_source(start, source, plan.regions)
+    moved = copy.deepcopy(network)
+    interpolate(moved, start, share=method.wise_share, skip=fresh)
+    return moved
 
 
 @torch.no_grad()
@@ -288,7 +306,9 @@ def _variational(
         _start_from_kernels(network, method, source, seed=plan.seed)
     twin = to_variational(network, settings=method.variational)
     voxels = max(1, round(sum(int(case.brain.sum()) for case in cases) / len(cases)))
-    outputs = len(plan.regions.names) if plan.regions.mode == "regions" else 1
+    # A region that a case's source leaves unknown is no observation.
+    known = sum(float(case.known.sum()) for case in cases) / len(cases)
+    outputs = known if plan.regions.mode == "regions" else 1.0
     objective = VariationalObjective(
         network=twin,
         priors=priors,

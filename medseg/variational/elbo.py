@@ -39,14 +39,14 @@ class ElboTerms:
         ``KL(q || p)`` of all kernels, or an upper bound of it.
     beta : float
         Temperature of the KL term.
-    n_observations : int
+    n_observations : float
         Scored outputs in ``data_nats``: voxels per scan x outputs per voxel x scans.
     """
 
     data_nats: Tensor
     kl_nats: Tensor
     beta: float
-    n_observations: int
+    n_observations: float
 
     @property
     def negative_elbo_nats(self) -> Tensor:
@@ -79,7 +79,7 @@ def elbo_terms(
     voxels_per_scan: int,
     n_scans: int,
     beta: float,
-    outputs_per_voxel: int = 1,
+    outputs_per_voxel: float = 1,
 ) -> ElboTerms:
     """Return the terms of ``-E_q log p(y | x, W) + beta KL(q || p)`` for the whole target set.
 
@@ -101,9 +101,9 @@ def elbo_terms(
         Target scans trained on.
     beta : float
         Temperature of the KL term.
-    outputs_per_voxel : int
+    outputs_per_voxel : float
         Independent outputs that ``mean_nats`` was averaged over: the number of regions for
-        sigmoid heads, 1 for a softmax.
+        sigmoid heads (of known ones, in the mean over scans), 1 for a softmax.
 
     Raises
     ------

@@ -2,14 +2,17 @@
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from medseg.config.build import load_plan
 from medseg.errors import ConfigError, DataError
+from medseg.experiment import cell as cell_module
 from medseg.experiment import run as experiment_run
 from medseg.experiment.baselines import fit_thresholds, threshold_masks
 from medseg.experiment.plan import ExperimentPlan
@@ -30,6 +33,7 @@ arms:
   - method: {method: ri}
   - {method: {method: pr}, sources: [generated]}
   - {method: {method: dwp}, sources: [generated]}
+  - {method: {method: wise}, sources: [generated]}
 protocol:
   preprocess: {spacing_mm: [8.0, 8.0, 8.0]}
   patch: {size: [16, 16, 16], batch_size: 1}
@@ -100,14 +104,14 @@ def test_the_folder_has_every_file(finished: Path) -> None:
     examples = {path.stem for path in (finished / "examples").glob("*.json")}
     assert examples == {path.stem for path in (finished / "examples").glob("*.safetensors")}
     shown = {json.loads(p.read_text())["method"] for p in (finished / "examples").glob("*.json")}
-    assert shown == {"zero_shot", "ri", "pr", "dwp"}
+    assert shown == {"zero_shot", "ri", "pr", "dwp", "wise"}
 
 
 def test_the_record_says_what_was_run(finished: Path, plan: ExperimentPlan) -> None:
     run = json.loads((finished / "run.json").read_text())
     assert {
         "title", "description", "config", "config_sha256", "seed", "versions", "machine", "command",
-        "started", "seconds", "cohorts", "statements", "regions", "modalities",
+        "started", "seconds", "cohorts", "git_commit", "statements", "regions", "modalities",
     } <= set(run)  # fmt: skip
     assert run["config"] == plan.config
     assert [cohort["role"] for cohort in run["cohorts"]] == ["source", "target"]
@@ -121,7 +125,7 @@ def test_the_grid_is_complete_and_no_subject_is_in_train_and_test(
     subjects = sorted(plan.target.source.subjects)
     subsets = {(r["n"], r["subset"]) for r in scores if r["method"] == "ri"}
     assert len(subsets) >= 2
-    for method in ("threshold", "pr", "dwp"):
+    for method in ("threshold", "pr", "dwp", "wise"):
         assert {(r["n"], r["subset"]) for r in scores if r["method"] == method} == subsets
     held = set(json.loads((finished / "splits.json").read_text())["parts"]["test"])
     assert len(held) == 1
@@ -133,7 +137,7 @@ def test_the_grid_is_complete_and_no_subject_is_in_train_and_test(
             assert row["subject"] not in trained
     regions = {row["region"] for row in scores}
     assert regions == {"core", "whole"}
-    assert len(scores) == 2 * (1 + 4 * len(subsets))
+    assert len(scores) == 2 * (1 + 5 * len(subsets))
 
 
 def test_every_subset_is_tested_on_all_others_without_a_held_out_part(
@@ -225,6 +229,42 @@ def test_a_run_that_is_stopped_and_resumed_has_the_same_scores(
     after = json.loads((out / "run.json").read_text())
     assert after["started"] == before["started"]
     assert after["seconds"]["prepare target"] >= before["seconds"]["prepare target"]
+
+
+def test_shards_share_the_work_and_agree_with_one_process(
+    plan: ExperimentPlan, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, trained = cell_module.finetune, []
+
+    def counted(cases, training, method, **kwargs):
+        trained.append((method.method, training.seed))
+        return real(cases, training, method, **kwargs)
+
+    monkeypatch.setattr(cell_module, "finetune", counted)
+    out = tmp_path / "run"
+    run_experiment(plan, out, shard=(1, 2))
+    assert not (out / "scores.tsv").exists(), "half of the cells are missing"
+    assert trained, "the second shard has something to do"
+    run_experiment(plan, out, shard=(0, 2))
+    assert (out / "scores.tsv").read_bytes() == (finished / "scores.tsv").read_bytes()
+    assert len(set(trained)) == len(trained), "wise takes the training of pr"
+    assert {method for method, _ in trained} == {"ri", "pr", "dwp"}
+
+
+def test_a_shard_waits_for_the_one_that_trains_the_sources(
+    plan: ExperimentPlan, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    (out / "sources").mkdir(parents=True)
+    lock = FileLock(out / "sources" / ".generated.lock")
+    with ThreadPoolExecutor(1) as pool:
+        with lock:
+            running = pool.submit(run_experiment, plan, out)
+            with pytest.raises(TimeoutError):
+                running.result(timeout=3)
+            assert not (out / "sources" / "generated").exists()
+        running.result()
+    assert (out / "scores.tsv").is_file()
 
 
 def test_a_folder_keeps_to_one_experiment(
