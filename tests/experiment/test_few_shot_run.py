@@ -153,7 +153,7 @@ def test_every_subset_is_tested_on_all_others_without_a_held_out_part(
         assert not train & test
         assert len(train | test) == 4
         tested += bool(train)
-    assert tested == (4 + 4) * 4
+    assert tested == (4 + 4) * 5
 
 
 def test_paired_rows_compare_the_same_subsets(finished: Path) -> None:
