@@ -136,12 +136,16 @@ class UpStage(nn.Module):
         ----------
         image : Tensor, shape (b, coarse, *t)
         skip : Tensor, shape (b, fine, *s)
-            s is twice t.
+            Each of s is twice that of t, or one less.
         """
         # The 1x1 convolution comes first: it commutes with interpolation and is 2**dims times
         # cheaper on the coarse grid.
         image = self.project(image)
         if self.scaled_by != "transpose":
             image = F.interpolate(image, scale_factor=2.0, mode=self.scaled_by)
-        joined = torch.cat([skip, image], dim=1) if self.skip == "concat" else image.add_(skip)
-        return self.block(joined)
+        cropped = image[(..., *(slice(length) for length in skip.shape[2:]))]
+        if self.skip == "concat":
+            return self.block(torch.cat([skip, cropped], dim=1))
+        # A sum into a true crop would leave gaps in memory.
+        same = image.shape[2:] == skip.shape[2:]
+        return self.block(image.add_(skip) if same else cropped + skip)

@@ -6,7 +6,6 @@ from typing import Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
 
 from medseg.errors import ConfigError, ShapeError
 from medseg.networks.blocks import BlockStyle, ConvBlock, UpStage
@@ -47,8 +46,9 @@ class UNetSettings:
 class UNet(nn.Module):
     """A U-Net whose every 3-kernel convolution comes from a `ConvFactory`.
 
-    The image is padded with zeros to a multiple of the coarsest stride, and the logits are cropped
-    back, so any grid size works. Inside, tensors are in channels-last order. The layers of kernel
+    Any grid size works: a level of odd length is halved with its last voxel kept, and what comes up
+    again is cropped. So nothing is computed on padding, and no padding enters the statistics of the
+    normalisation. Inside, tensors are in channels-last order. The layers of kernel
     size 3 are named in order of depth: ``stem``, ``encoder.0`` ..., ``decoder.0`` ... (the finest
     last); ``head`` is a 1x1 convolution.
 
@@ -105,11 +105,6 @@ class UNet(nn.Module):
         self.head = PointwiseConv(widths[0], settings.out_channels, bias=settings.bias)
         initialise(self, settings.activation)
 
-    @property
-    def stride(self) -> int:
-        """Return the voxels of the finest grid that make one of the coarsest, along each axis."""
-        return 2 ** (len(self.settings.widths) - 1)
-
     def forward(self, image: ImageBatch) -> LogitBatch:
         """Return logits on the grid of the image.
 
@@ -127,17 +122,14 @@ class UNet(nn.Module):
             When axes or channels are not those of the settings.
         """
         self._check(image)
-        size = image.shape[2:]
-        features = _channels_last(_pad_to_multiple(image, self.stride))
-        features = self.stem(features)
+        features = self.stem(_channels_last(image))
         skips = []
         for stage in self.encoder:
             skips.append(features)
             features = stage(features)
         for stage in self.decoder:
             features = stage(features, skips.pop())
-        logits = self.head(features)
-        return logits[(..., *(slice(length) for length in size))]
+        return self.head(features)
 
     def input_block_names(self) -> tuple[str, ...]:
         """Return the name of the finest block on the way down."""
@@ -157,14 +149,6 @@ class UNet(nn.Module):
             )
         if 0 in image.shape[2:]:
             raise ShapeError(f"an image has voxels, but its shape is {tuple(image.shape)}")
-
-
-def _pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
-    """Return the image with zeros after its last voxels; zero is the background everywhere."""
-    missing = [-length % multiple for length in image.shape[2:]]
-    if not any(missing):
-        return image
-    return F.pad(image, [side for length in reversed(missing) for side in (0, length)])
 
 
 def _channels_last(image: Tensor) -> Tensor:
