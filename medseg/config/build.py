@@ -16,7 +16,7 @@ from medseg.config.schema import DataConfig, ExperimentConfig
 from medseg.data.phantom.cohort import PhantomSettings
 from medseg.data.regions import Definition
 from medseg.errors import ConfigError
-from medseg.experiment.plan import Arm, Cohort, ExperimentPlan
+from medseg.experiment.plan import Arm, Cohort, ExperimentPlan, ProtocolSettings
 from medseg.training.transfer import MethodSettings
 
 
@@ -30,7 +30,7 @@ def build_cohort(config: DataConfig, *, where: str) -> Cohort:
     """
     schema, make = SOURCES[config.kind]
     chosen = validate(schema, config.settings, where=f"{where}.settings")
-    definition = _definition(config)
+    definition = definition_of(config)
     if not definition:
         raise ConfigError(
             f"{where}.regions must say which labels make up each region of kind {config.kind!r}.",
@@ -42,8 +42,8 @@ def build_cohort(config: DataConfig, *, where: str) -> Cohort:
     )
 
 
-def _definition(config: DataConfig) -> Definition:
-    """Return what the labels mean; nothing where nobody said."""
+def definition_of(config: DataConfig) -> Definition:
+    """Return what the labels of a data set mean; nothing where nobody said."""
     if config.regions:
         return config.regions
     if config.kind == "phantom":
@@ -79,7 +79,7 @@ def load_plan(name: str, overrides: Sequence[str] = (), *, command: str = "") ->
         arms=[Arm(method=arm.method, sources=arm.sources) for arm in config.arms],
         protocol=config.protocol,
         architecture=NETWORKS[config.network],
-        config=_plain(values),
+        config=plain(values),
         statements=config.statements,
         command=command,
     )
@@ -93,7 +93,7 @@ def read_experiment(values: Any, *, where: str) -> ExperimentConfig:
     ConfigError
         Names every fault at once: of the schema, of the settings of each data set, of the arms.
     """
-    faults = [*find_faults(ExperimentConfig, values, where=""), *_data_faults(values)]
+    faults = [*find_faults(ExperimentConfig, values, where=""), *data_faults(values)]
     if faults:
         raise faulty(where, faults)
     config = validate(ExperimentConfig, values, where=where)
@@ -103,7 +103,7 @@ def read_experiment(values: Any, *, where: str) -> ExperimentConfig:
     return config
 
 
-def _data_faults(values: Any) -> list[str]:
+def data_faults(values: Any) -> list[str]:
     """Return the faults in the free ``settings`` of each data set, whatever else is wrong."""
     sources = values.get("sources") if isinstance(values, dict) else None
     parts: list[tuple[str, Any]] = [
@@ -146,18 +146,37 @@ def _protocol_faults(config: ExperimentConfig) -> list[str]:
         for label, parts in config.sources.items()
         if not parts
     ]
-    known = _definition(config.target)
-    unknown = [name for name in config.protocol.regions.names if name not in known]
+    dims = NETWORKS[config.network](1, 1).dims
+    of = f"network {config.network!r}"
+    return [*faults, *target_faults(config.target, config.protocol, dims=dims, of=of)]
+
+
+def target_faults(
+    target: DataConfig, protocol: ProtocolSettings, *, dims: int, of: str
+) -> list[str]:
+    """Return where the protocol fits neither the target nor the network.
+
+    Parameters
+    ----------
+    target : DataConfig
+    protocol : ProtocolSettings
+    dims : int
+        Spatial axes of the network.
+    of : str
+        What the network is, in words.
+    """
+    faults: list[str] = []
+    known = definition_of(target)
+    unknown = [name for name in protocol.regions.names if name not in known]
     if unknown:
         faults.append(
             f"protocol.regions.names must be regions of the target, {sorted(known)}, but "
             f"{unknown} are not"
         )
-    dims, patch = NETWORKS[config.network](1, 1).dims, config.protocol.patch.size
+    patch = protocol.patch.size
     if len(patch) != dims:
         faults.append(
-            f"protocol.patch.size must have {dims} numbers for network {config.network!r}, but it "
-            f"is {list(patch)}"
+            f"protocol.patch.size must have {dims} numbers for {of}, but it is {list(patch)}"
         )
     return faults
 
@@ -169,9 +188,10 @@ def load_method(method: str, overrides: Sequence[str] = ()) -> MethodSettings:
     return validate(MethodSettings, values, where="method")
 
 
-def _plain(values: Any) -> Any:
+def plain(values: Any) -> Any:
+    """Return ``values`` as what JSON can hold, for the record."""
     if isinstance(values, dict):
-        return {str(key): _plain(value) for key, value in values.items()}
+        return {str(key): plain(value) for key, value in values.items()}
     if isinstance(values, list | tuple):
-        return [_plain(value) for value in values]
+        return [plain(value) for value in values]
     return values if isinstance(values, str | int | float | bool | None) else str(values)

@@ -20,7 +20,8 @@ SOURCES: dict[str, tuple[type[Any], Callable[[Any], CaseSource]]] = {
     "folder": (FolderSettings, FolderSource),
 }
 
-#: Kind of data -> what its labels mean when the configuration does not say.
+#: Kind of data -> what its labels mean when the configuration does not say. These kinds need no
+#: more than a ``root``, so a bare folder is tried as each of them.
 DEFINITIONS: dict[str, Definition] = {"ms": MS_LESION, "brats": WHOLE_TUMOUR}
 
 #: Disease of a phantom -> what its labels mean.

@@ -8,6 +8,8 @@ from medseg.experiment.plan import ProtocolSettings
 from medseg.settings import settings
 from medseg.training.transfer import MethodSettings
 
+NetworkName = Literal["unet_short_3d", "unet_3d", "unet_2d"]
+
 
 @settings
 class DataConfig:
@@ -37,10 +39,20 @@ class ExperimentConfig:
 
     title: str
     description: str = ""
-    network: Literal["unet_short_3d", "unet_3d", "unet_2d"] = "unet_short_3d"
+    network: NetworkName = "unet_short_3d"
     sources: dict[str, tuple[DataConfig, ...]]
     target: DataConfig
     arms: tuple[ArmConfig, ...] = Field(min_length=1)
     protocol: ProtocolSettings = ProtocolSettings()
     #: Remarks that every reader of the report must see.
     statements: tuple[str, ...] = ()
+
+
+@settings
+class FolderConfig:
+    """Fine-tuning on all cases of a data folder: what overrides may change."""
+
+    target: DataConfig
+    #: Not with a source model, whose architecture it is then.
+    network: NetworkName = "unet_short_3d"
+    protocol: ProtocolSettings = ProtocolSettings()

@@ -19,8 +19,12 @@ from medseg.training.transfer import VARIATIONAL, MethodSettings, Source, Traini
 def load_source_model(
     folder: Path, *, prior: Path | None = None, kernels: Path | None = None
 ) -> Source:
-    """Return a source model with its filter prior and kernels, where they are given."""
-    model = load_model(folder)
+    """Return the source model in a folder with its filter prior and kernels, where given."""
+    return source_from(load_model(folder), prior=prior, kernels=kernels)
+
+
+def source_from(model: Model, *, prior: Path | None = None, kernels: Path | None = None) -> Source:
+    """Return a model as a source, with its filter prior and kernels, where they are given."""
     return Source(
         network=model.network,
         regions=model.spec.regions,

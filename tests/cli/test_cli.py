@@ -1,7 +1,6 @@
 """The command line, from arguments to exit code."""
 
 import json
-import logging
 import os
 import shutil
 import signal
@@ -34,17 +33,6 @@ from medseg.training.transfer import new_network
 
 AFFINE = np.diag([6.0, 6.0, 6.0, 1.0])
 SHAPE = (20, 22, 18)
-
-
-@pytest.fixture(autouse=True)
-def _keep_logging():
-    """The command line owns the root logger; pytest wants it back."""
-    root, log = logging.getLogger(), logging.getLogger("medseg")
-    before, levels = list(root.handlers), (root.level, log.level)
-    yield
-    root.handlers[:] = before
-    root.setLevel(levels[0])
-    log.setLevel(levels[1])
 
 
 def run(*argv: object) -> int:

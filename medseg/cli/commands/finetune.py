@@ -7,12 +7,28 @@ import typer
 
 
 def finetune(
-    config: Annotated[str, typer.Argument(help="YAML of an experiment: its target is trained on.")],
+    data: Annotated[
+        str,
+        typer.Argument(
+            help="Folder of scans with masks; or the YAML of an experiment, or a shipped one's "
+            "name: its target is trained on."
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="Model folder to write.")],
     method: Annotated[str, typer.Option(help="ri, pr, prf, l2sp, wise, gaussian or dwp.")] = "dwp",
-    source: Annotated[Path | None, typer.Option(help="Source model folder.")] = None,
+    source: Annotated[
+        Path | None,
+        typer.Option(
+            help="Source model folder. With a folder of scans, architecture, channels and "
+            "preprocessing are those of the source."
+        ),
+    ] = None,
     prior: Annotated[Path | None, typer.Option(help="Filter prior, for dwp.")] = None,
     kernels: Annotated[Path | None, typer.Option(help="Kernel set, for init=resampled.")] = None,
+    kind: Annotated[
+        str | None,
+        typer.Option(help="What a folder of scans holds: ms or brats; recognised if not given."),
+    ] = None,
     overrides: Annotated[
         list[str] | None, typer.Argument(help="Settings to change: dotted.key=value ...")
     ] = None,
@@ -21,13 +37,14 @@ def finetune(
     ] = None,
 ) -> None:
     """Fine-tune on every case of the target and save the model."""
-    from medseg.cli.session import begin
+    from medseg.cli.session import begin, log
     from medseg.config.build import load_method, load_plan
+    from medseg.config.folder import plan_for_folder
     from medseg.errors import ConfigError
     from medseg.experiment.run import plan_key
-    from medseg.experiment.single import finetune_target, load_source_model
+    from medseg.experiment.single import finetune_target, source_from
+    from medseg.inference.model import load_model
 
-    plan = load_plan(config, overrides or (), command=f"medseg finetune {config}")
     chosen = load_method(method, options or ())
     if chosen.method != "ri" and source is None:
         raise ConfigError(
@@ -39,7 +56,20 @@ def finetune(
             "--method dwp needs a filter prior, but --prior is not given.",
             hint="Make one with `medseg harvest` and `medseg fit-prior`.",
         )
+    model = None if source is None else load_model(source)
+    command = f"medseg finetune {data}"
+    if Path(data).is_dir():
+        spec = None if model is None else model.spec
+        plan = plan_for_folder(Path(data), overrides or (), kind=kind, source=spec, command=command)
+    elif kind is not None:
+        raise ConfigError(
+            f"--kind says what a folder of scans holds, but {data!r} is no folder.",
+            hint="Give the folder, or leave --kind out.",
+        )
+    else:
+        plan = load_plan(data, overrides or (), command=command)
     begin(out)
-    loaded = None if source is None else load_source_model(source, prior=prior, kernels=kernels)
+    log.info("%s: %d cases (%s)", plan.title, len(plan.target.source), plan.target.source.name)
+    loaded = None if model is None else source_from(model, prior=prior, kernels=kernels)
     finetune_target(plan, chosen, source=loaded, out=out, key=plan_key(plan))
     typer.echo(str(out))

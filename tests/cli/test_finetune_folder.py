@@ -1,0 +1,181 @@
+"""``medseg finetune FOLDER``: a bare folder of scans with masks instead of a configuration."""
+
+from functools import partial
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from medseg.cli.main import main
+from medseg.data.regions import RegionSettings
+from medseg.experiment import single
+from medseg.inference.model import Model, ModelSpec, load_model
+from medseg.networks.unet import UNetSettings
+from medseg.preprocess.prepare import PreprocessSettings
+from medseg.priors.fit import FitPriorSettings, fit_priors
+from medseg.priors.harvest import harvest
+from medseg.training.checkpoint import Checkpoints
+from medseg.training.transfer import new_network
+
+SHAPE = (16, 18, 14)
+FAST = (
+    "protocol.target_training.steps=2",
+    "protocol.target_training.device=cpu",
+    "protocol.patch.size=[8,8,8]",
+    "protocol.patch.batch_size=1",
+)
+
+
+def run(*argv: object) -> int:
+    return main([str(part) for part in argv])
+
+
+def save_source(
+    folder: Path, *, channels: tuple[str, ...] = ("flair", "t1c"), spacing_mm: float | None = None
+) -> Path:
+    architecture = UNetSettings(in_channels=len(channels), out_channels=2, widths=(4, 4))
+    spacing = None if spacing_mm is None else (spacing_mm, spacing_mm, spacing_mm)
+    source = ModelSpec(
+        architecture=architecture,
+        channels=channels,
+        regions=RegionSettings(names=("lesion", "whole")),
+        region_definition={"lesion": (1,), "whole": (1, 2, 3, 4)},
+        preprocess=PreprocessSettings(spacing_mm=spacing),
+        allow_missing=True,
+        method="source",
+    )
+    Model(new_network(architecture, seed=0), source).save(folder)
+    return folder
+
+
+def write_case(folder: Path, *, mask: str = "seg", labels: int = 4, t1c: bool = True) -> None:
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(labels)
+    head = np.zeros(SHAPE, dtype=np.float32)
+    head[2:-2, 2:-2, 2:-2] = 100 + 10 * rng.standard_normal((12, 14, 10))
+    lesion = np.zeros(SHAPE, dtype=np.uint8)
+    for value in range(1, labels + 1):
+        lesion[5 + value, 6:10, 6:10] = value
+    volumes = {"flair": head, mask: lesion} | ({"t1c": head * 0.5} if t1c else {})
+    for name, data in volumes.items():
+        nib.save(nib.Nifti1Image(data, np.diag([6.0, 6.0, 6.0, 1.0])), folder / f"{name}.nii.gz")
+
+
+@pytest.fixture
+def tumours(tmp_path: Path) -> Path:
+    for name in ("pat1", "pat2"):
+        write_case(tmp_path / "tumours" / name)
+    return tmp_path / "tumours"
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_source(tmp_path_factory.mktemp("models") / "source")
+
+
+def test_a_folder_is_trained_on_like_the_source(
+    tmp_path: Path, tumours: Path, source: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kernels = harvest([load_model(source).network])
+    fit_priors(kernels, FitPriorSettings(kind="gaussian", grouping="group"), seed=0).save(
+        tmp_path / "prior"
+    )
+    out = tmp_path / "dwp"
+    argv = ("finetune", tumours, "--source", source, "--prior", tmp_path / "prior", "--out", out)
+    assert run(*argv, *FAST) == 0
+    assert capsys.readouterr().out == f"{out}\n"
+    made, given = load_model(out).spec, load_model(source).spec
+    assert made.method == "dwp"
+    assert made.variational is not None
+    assert made.regions.names == ("whole",)
+    assert made.region_definition == {"whole": (1, 2, 3, 4)}
+    assert (made.channels, made.preprocess) == (given.channels, given.preprocess)
+    assert made.architecture.widths == given.architecture.widths
+    assert made.training["subjects"] == ["pat1", "pat2"]
+    assert "2 cases (brats)" in (out / "medseg.log").read_text()
+
+
+def test_a_folder_of_lesions_keeps_the_head_of_its_region(tmp_path: Path, source: Path) -> None:
+    write_case(tmp_path / "ms" / "p1", mask="lesion", labels=1)
+    argv = ("finetune", tmp_path / "ms", "--source", source, "--method", "pr")
+    still = ("protocol.target_training.learning_rate=1e-12",)
+    assert run(*argv, "--out", tmp_path / "pr", *FAST, *still) == 0
+    made, given = load_model(tmp_path / "pr"), load_model(source)
+    assert made.spec.regions.names == ("lesion",)
+    ours, theirs = made.network.state_dict(), given.network.state_dict()
+    torch.testing.assert_close(ours["head.weight"], theirs["head.weight"][:1])
+
+
+def test_without_a_source_there_are_the_usual_settings(tmp_path: Path, tumours: Path) -> None:
+    argv = ("finetune", tumours, "--method", "ri", "--out", tmp_path / "ri")
+    assert run(*argv, *FAST, "protocol.preprocess.spacing_mm=[8,8,8]") == 0
+    made = load_model(tmp_path / "ri").spec
+    assert made.regions.names == ("core", "whole")
+    assert made.channels == ("flair", "t1c")
+    assert made.architecture.widths == (16, 32, 32, 64)
+
+
+def test_an_interrupted_training_goes_on(
+    tmp_path: Path, tumours: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    argv = ("finetune", tumours, "--source", source, "--method", "pr", *FAST, "--out")
+    assert run(*argv, tmp_path / "whole") == 0
+    save = Model.save
+
+    def interrupt(self: Model, folder: Path) -> None:
+        monkeypatch.setattr(Model, "save", save)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(single, "Checkpoints", partial(Checkpoints, every_steps=1))
+    monkeypatch.setattr(Model, "save", interrupt)
+    out = tmp_path / "parts"
+    assert run(*argv, out) == 130
+    assert not (out / "model.json").exists()
+    assert run(*argv, out, "protocol.seed=1") == 1, "another training may not go on from it"
+    assert run(*argv, out) == 0
+    assert "resumed at step 2" in (out / "medseg.log").read_text()
+    whole, parts = (load_model(tmp_path / n).network.state_dict() for n in ("whole", "parts"))
+    assert all(torch.equal(value, parts[name]) for name, value in whole.items())
+
+
+def test_what_cannot_be_used_makes_no_folder(
+    tmp_path: Path, tumours: Path, source: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    write_case(tmp_path / "alike" / "p1", labels=1)
+    write_case(tmp_path / "few" / "p1", mask="lesion", labels=1, t1c=False)
+    (tmp_path / "mine.yaml").write_text("title: x")
+    for argv, code, words in (
+        ((tmp_path / "empty",), 4, "fits none"),
+        ((tmp_path / "absent",), 2, "A configuration is a file"),
+        ((tmp_path / "alike",), 2, "--kind ms or --kind brats"),
+        ((tumours, "--kind", "folder"), 2, "must be one of ['ms', 'brats']"),
+        ((tmp_path / "mine.yaml", "--kind", "ms"), 2, "is no folder"),
+        ((tmp_path / "few",), 4, "channels of the source model"),
+        ((tumours, "protocol.sed=1"), 2, "did you mean 'seed'"),
+    ):
+        command = ("finetune", *argv, "--source", source, "--method", "pr")
+        assert run(*command, "--out", tmp_path / "out") == code
+        assert words in capsys.readouterr().err
+    assert run("finetune", tumours, "--method", "pr", "--out", tmp_path / "out") == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_kind_can_be_given(tmp_path: Path, source: Path) -> None:
+    write_case(tmp_path / "alike" / "p1", labels=1)
+    argv = ("finetune", tmp_path / "alike", "--source", source, "--method", "pr", *FAST)
+    assert run(*argv, "--kind", "brats", "--out", tmp_path / "out") == 0
+    assert load_model(tmp_path / "out").spec.regions.names == ("whole",)
+
+
+def test_a_real_tumour_is_trained_on(tmp_path: Path, shared_data: Path) -> None:
+    source = save_source(tmp_path / "source", spacing_mm=8.0)
+    folder, out = shared_data / "tumour_brats2013" / "pat0001", tmp_path / "out"
+    regions = "protocol.regions.names=[core,whole]"
+    argv = ("finetune", folder, "--source", source, "--method", "pr", "--out", out)
+    assert run(*argv, *FAST, regions) == 0
+    made = load_model(out).spec
+    assert made.regions.names == ("core", "whole")
+    assert made.training["subjects"] == ["pat0001"]
