@@ -17,6 +17,7 @@ MOST_LINES, MOST_BODY_LINES = 400, 60
 CONTRACTS = {
     "CaseSource": "test_case_sources.py",
     "ConvFactory": "test_networks.py",
+    "Engine": "test_engines.py",
     "FilterPrior": "test_filter_priors.py",
     "GenerativeModel": "test_generative_models.py",
     "Step": "test_steps.py",

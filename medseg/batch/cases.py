@@ -18,15 +18,18 @@ from medseg.data.sources.layout import (
 )
 from medseg.data.sources.reading import read_case
 from medseg.errors import DataError
-from medseg.io.nifti import read_scan
+from medseg.geometry import Grid
+from medseg.io.nifti import read_grid, read_scan
 from medseg.scan import Case
 
 Item = tuple[str, Callable[[], Case]]
+#: Raises where the files of a case, whose grids it gets, must not be read.
+Check = Callable[[Sequence[Grid]], None]
 #: Last words of file names; masks must be known to be left out.
 _WORDS = {**ms.WORDS, **brats.WORDS}
 
 
-def find_cases(path: Path, *, channels: Sequence[str]) -> list[Item]:
+def find_cases(path: Path, *, channels: Sequence[str], check: Check | None = None) -> list[Item]:
     """Return identifier and loader of every case at ``path``.
 
     Parameters
@@ -36,6 +39,8 @@ def find_cases(path: Path, *, channels: Sequence[str]) -> list[Item]:
         folder of such folders.
     channels : sequence of str
         Of the model.
+    check : callable, optional
+        Called by each loader with the grids in the headers, before a voxel is read.
 
     Raises
     ------
@@ -44,7 +49,7 @@ def find_cases(path: Path, *, channels: Sequence[str]) -> list[Item]:
     """
     path = Path(path)
     if path.is_file():
-        return [_single(path, channels)]
+        return [_single(path, channels, check)]
     if not path.is_dir():
         raise DataError(f"An input must exist, but {path} does not.", hint="Check the path.")
     items: list[Item] = []
@@ -53,7 +58,7 @@ def find_cases(path: Path, *, channels: Sequence[str]) -> list[Item]:
         # Reference masks are no input: one that is odd must not cost the prediction.
         useful = [file for file, role in roles.items() if role not in (None, LABEL)]
         if any(roles[file] != BRAIN for file in useful):
-            items.append((identifier, partial(_load, identifier, useful)))
+            items.append((identifier, partial(_load, identifier, useful, check)))
     if not items:
         raise DataError(
             f"{path} must hold NIfTI scans named after their modality, one folder a case, but no "
@@ -63,14 +68,16 @@ def find_cases(path: Path, *, channels: Sequence[str]) -> list[Item]:
     return items
 
 
-def _load(identifier: str, files: Sequence[Path]) -> Case:
+def _load(identifier: str, files: Sequence[Path], check: Check | None) -> Case:
+    if check is not None:
+        check([read_grid(file) for file in files])
     roles = assign_roles(identifier, files, _WORDS)
     brain = roles.pop(BRAIN, None)
     found = CaseFiles(identifier, subject_of(identifier), roles, brain=brain)
     return read_case(found, relabel=None, allow_empty=True)
 
 
-def _single(path: Path, channels: Sequence[str]) -> Item:
+def _single(path: Path, channels: Sequence[str], check: Check | None) -> Item:
     if len(channels) != 1:
         raise DataError(
             f"The model needs {list(channels)}, but {path} is one file.",
@@ -79,6 +86,8 @@ def _single(path: Path, channels: Sequence[str]) -> Item:
     name = path.name.removesuffix(".gz").removesuffix(".nii")
 
     def load() -> Case:
+        if check is not None:
+            check([read_grid(path)])
         return Case(identifier=name, subject=name, scans={channels[0]: read_scan(path)})
 
     return name, load

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from medseg.batch.ledger import Ledger, Work
-from medseg.errors import DataError, MedsegError, ScanError
+from medseg.batch.pipeline import PREDICT, WAIT_READ, WAIT_WRITE, Seconds, no_seconds, overlap
+from medseg.errors import ConfigError, DataError, MedsegError, ScanError
 from medseg.inference.model import Model
 from medseg.inference.outputs import case_folder, cohort_rows, write_prediction
-from medseg.inference.predict import predict_prepared_case, prepare_for
+from medseg.inference.predict import Prediction, predict_prepared_case, prepare_for
 from medseg.inference.provenance import (
     case_sha256,
     settings_sha256,
@@ -21,6 +23,7 @@ from medseg.inference.provenance import (
 )
 from medseg.inference.settings import PredictSettings
 from medseg.io.atomic import write_table
+from medseg.preprocess.prepare import PreparedCase
 from medseg.scan import Case
 
 log = logging.getLogger(__name__)
@@ -65,11 +68,17 @@ class Failure:
 
 @dataclass
 class BatchSummary:
-    """What became of each scan, by identifier."""
+    """What became of each scan, by identifier, and where the time went.
+
+    ``seconds`` are those of the calling thread: ``total``, and of it ``predict`` (the network, and
+    what is made of its output), ``wait_read`` and ``wait_write`` (all of reading and writing where
+    nothing is read ahead). ``predict / total`` is the share of the time that was not lost to files.
+    """
 
     done: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
+    seconds: Seconds = field(default_factory=no_seconds)
 
     @property
     def total(self) -> int:
@@ -77,9 +86,37 @@ class BatchSummary:
         return len(self.done) + len(self.skipped) + len(self.failures)
 
 
+@dataclass(frozen=True)
+class _Finished:
+    """A scan whose files are whole, and its rows of the table over cases."""
+
+    scan: str
+    outcome: Literal["done", "skipped"]
+    rows: Sequence[Mapping[str, object]]
+
+
+@dataclass(frozen=True, eq=False)
+class _Ready:
+    """A scan that was read and prepared."""
+
+    work: Work
+    prepared: PreparedCase
+
+
+@dataclass(frozen=True, eq=False)
+class _Predicted:
+    """A scan that waits to be written."""
+
+    work: Work
+    prediction: Prediction
+
+
+_End = _Finished | Failure
+
+
 @dataclass
 class _Run:
-    """What is the same for all scans of a run."""
+    """What is the same for all scans of a run; no part of a scan's way raises an Exception."""
 
     model: Model
     settings: PredictSettings
@@ -88,7 +125,53 @@ class _Run:
     model_sha256: str
     settings_sha256: str
     ledger: Ledger
-    stage: Stage = "name"
+    seen: set[str] = field(default_factory=set)
+
+    def read(self, item: Item) -> _Ready | _End:
+        """Return the scan as the network wants it, or its end: done before, or failed."""
+        identifier, load = item
+        stage: Stage = "name"
+        try:
+            _check_identifier(self.out, identifier, self.seen)
+            stage = "load"
+            case = _load(identifier, load)
+            work = Work(case_sha256(case), self.model_sha256, self.settings_sha256)
+            entry = self.ledger.finished(identifier, work=work) if self.resume else None
+            if entry is not None:
+                return _Finished(identifier, "skipped", entry.rows)
+            stage = "prepare"
+            return _Ready(work, prepare_for(self.model, case))
+        except Exception as error:
+            return _failure(identifier, stage, error)
+
+    def predict(self, ready: _Ready | _End) -> _Predicted | _End:
+        """Return the prediction for a scan."""
+        if not isinstance(ready, _Ready):
+            return ready
+        identifier = ready.prepared.identifier
+        try:
+            # Not when it is read: what is read ahead may be dropped, and its old files stay good.
+            self.ledger.forget(identifier)
+            prediction = predict_prepared_case(self.model, ready.prepared, settings=self.settings)
+            return _Predicted(ready.work, prediction)
+        except Exception as error:
+            return _failure(identifier, "predict", error)
+
+    def write(self, predicted: _Predicted | _End) -> _End:
+        """Write a scan's files, and only then its ledger entry."""
+        if not isinstance(predicted, _Predicted):
+            return predicted
+        prediction, work = predicted.prediction, predicted.work
+        identifier = prediction.identifier
+        try:
+            paths = write_prediction(prediction, self.out, provenance=_provenance(self, work))
+            rows = cohort_rows(prediction)
+            # With one region two names stand for one file; the order is the same in every run.
+            outputs = list(dict.fromkeys(paths.values()))
+            self.ledger.record(identifier, work=work, outputs=outputs, rows=rows)
+            return _Finished(identifier, "done", rows)
+        except Exception as error:
+            return _failure(identifier, "write", error)
 
 
 def run_batch(
@@ -99,13 +182,14 @@ def run_batch(
     settings: PredictSettings | None = None,
     resume: bool = True,
     on_finished: Callable[[str, str], None] | None = None,
+    read_ahead: int = 1,
 ) -> BatchSummary:
     """Predict every case and write its files; one that fails does not stop the others.
 
     Parameters
     ----------
     cases : iterable of (identifier, loader)
-        A loader reads one case when it is its turn and may raise.
+        A loader reads one case and may raise. It runs in a thread of its own, one loader at a time.
     model : Model
     out : Path
         Gets a folder per case, ``cohort.tsv``, ``failures.tsv`` and ``ledger/``.
@@ -113,17 +197,34 @@ def run_batch(
     resume : bool
         Skip a scan whose input, model, settings and files are all as its ledger entry says.
     on_finished : callable, optional
-        Called with identifier and "done", "skipped" or "failed", for a progress bar.
+        Called with identifier and "done", "skipped" or "failed", for a progress bar; in the calling
+        thread and the order of the cases. A written case is told of when the next was predicted.
+    read_ahead : int
+        Cases that are read and prepared while the network works. With 1 or more, results are also
+        written meanwhile: memory then holds one more prepared case each, and one more prediction.
+        0 does one thing after the other. The files are the same, bit for bit.
 
     Returns
     -------
     BatchSummary
 
+    Raises
+    ------
+    ConfigError
+        ``read_ahead`` is below 0.
+
     Notes
     -----
-    An interruption (Ctrl-C) leaves whole files only: the scan at work is dropped, both tables are
-    written for those before it, and the interruption goes on to the caller. The same call resumes.
+    An interruption (Ctrl-C) leaves whole files only: the scan at work is dropped, the one being
+    written is finished, both tables are written for those before the one at work, and the
+    interruption goes on to the caller. The same call resumes.
     """
+    start = time.perf_counter()
+    if read_ahead < 0:
+        raise ConfigError(
+            f"Cases are read ahead of their turn by 0 or more, but read_ahead is {read_ahead}.",
+            hint="Use 1, or 0 to do one thing after the other.",
+        )
     chosen, out = settings or PredictSettings(), Path(out)
     run = _Run(
         model=model,
@@ -134,42 +235,62 @@ def run_batch(
         settings_sha256=settings_sha256(chosen),
         ledger=Ledger(out),
     )
-    summary, rows, seen = BatchSummary(), [], set[str]()
+    summary, rows = BatchSummary(), []
+
+    def settle(end: _End, seconds: Seconds) -> None:
+        outcome = _file(end, summary, rows)
+        if outcome == "done":
+            log.info(
+                "%s: %.1f s predicting, waited %.1f s for its reading and %.1f s for its writing",
+                end.scan,
+                seconds[PREDICT],
+                seconds[WAIT_READ],
+                seconds[WAIT_WRITE],
+            )
+        for share, value in seconds.items():
+            summary.seconds[share] += value
+        if on_finished is not None:
+            on_finished(end.scan, outcome)
+
     try:
-        for identifier, load in cases:
-            outcome = _one(run, identifier, load, seen=seen, summary=summary, rows=rows)
-            if on_finished is not None:
-                on_finished(identifier, outcome)
+        overlap(
+            cases,
+            read=run.read,
+            work=run.predict,
+            write=run.write,
+            settle=settle,
+            read_ahead=read_ahead,
+        )
     finally:
         write_table(out / COHORT_NAME, rows, columns=_COHORT_COLUMNS)
         failures = [failure.row() for failure in summary.failures]
         write_table(out / FAILURES_NAME, failures, columns=("scan", "stage", "reason", "hint"))
+        summary.seconds["total"] = time.perf_counter() - start
+        log.info("%s", _time_sheet(summary.seconds))
     return summary
 
 
-def _one(
-    run: _Run,
-    identifier: str,
-    load: Callable[[], Case],
-    *,
-    seen: set[str],
-    summary: BatchSummary,
-    rows: list[Mapping[str, object]],
-) -> str:
-    """Do one scan, file it in the summary, and return what became of it."""
-    run.stage = "name"
-    try:
-        _check_identifier(run.out, identifier, seen)
-        finished, of_case = _predict(run, identifier, load)
-    except Exception as error:
-        # Any error, foreseen or not, costs this scan alone; the traceback is in the log.
-        log.error("%s failed at stage %s: %s", identifier, run.stage, error)
-        log.debug("traceback of %s", identifier, exc_info=True)
-        summary.failures.append(_failure(identifier, run.stage, error))
+def _time_sheet(seconds: Seconds) -> str:
+    total = seconds["total"]
+    parts = (
+        f"{seconds[share]:.1f} s ({100 * seconds[share] / total:.0f} %) {words}"
+        for share, words in (
+            (PREDICT, "predicting"),
+            (WAIT_READ, "waiting for reading"),
+            (WAIT_WRITE, "waiting for writing"),
+        )
+    )
+    return f"the batch took {total:.1f} s: {', '.join(parts)}"
+
+
+def _file(end: _End, summary: BatchSummary, rows: list[Mapping[str, object]]) -> str:
+    """Enter the end of a scan in summary and table, and return what became of it."""
+    if isinstance(end, Failure):
+        summary.failures.append(end)
         return "failed"
-    rows.extend(of_case)
-    (summary.skipped if finished else summary.done).append(identifier)
-    return "skipped" if finished else "done"
+    rows.extend(end.rows)
+    (summary.done if end.outcome == "done" else summary.skipped).append(end.scan)
+    return end.outcome
 
 
 def _check_identifier(out: Path, identifier: str, seen: set[str]) -> None:
@@ -182,11 +303,7 @@ def _check_identifier(out: Path, identifier: str, seen: set[str]) -> None:
     seen.add(identifier)
 
 
-def _predict(
-    run: _Run, identifier: str, load: Callable[[], Case]
-) -> tuple[bool, list[Mapping[str, object]]]:
-    """Return whether the scan was finished before, and its rows of the table over cases."""
-    run.stage = "load"
+def _load(identifier: str, load: Callable[[], Case]) -> Case:
     case = load()
     if case.identifier != identifier:
         raise ScanError(
@@ -194,20 +311,7 @@ def _predict(
             f"{case.identifier!r}.",
             hint="Give the pairs of identifier and loader in one order.",
         )
-    work = Work(case_sha256(case), run.model_sha256, run.settings_sha256)
-    entry = run.ledger.finished(identifier, work=work) if run.resume else None
-    if entry is not None:
-        return True, list(entry.rows)
-    run.ledger.forget(identifier)
-    run.stage = "prepare"
-    prepared = prepare_for(run.model, case)
-    run.stage = "predict"
-    prediction = predict_prepared_case(run.model, prepared, settings=run.settings)
-    run.stage = "write"
-    paths = write_prediction(prediction, run.out, provenance=_provenance(run, work))
-    of_case = cohort_rows(prediction)
-    run.ledger.record(identifier, work=work, outputs=list(set(paths.values())), rows=of_case)
-    return False, list(of_case)
+    return case
 
 
 def _provenance(run: _Run, work: Work) -> dict[str, object]:
@@ -222,6 +326,9 @@ def _provenance(run: _Run, work: Work) -> dict[str, object]:
 
 
 def _failure(identifier: str, stage: Stage, error: Exception) -> Failure:
+    # Any error, foreseen or not, costs this scan alone; the traceback is in the log.
+    log.error("%s failed at stage %s: %s", identifier, stage, error)
+    log.debug("traceback of %s", identifier, exc_info=error)
     if isinstance(error, MedsegError):
         return Failure(identifier, stage, error.message, error.hint)
     reason = f"{type(error).__name__}: {error}"

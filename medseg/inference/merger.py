@@ -49,6 +49,11 @@ class Merger:
         self._shape = tuple(shape)
         self._sum: Tensor | None = None
         self._weight: Tensor | None = None
+        self._skipped: list[Window] = []
+
+    def skip(self, window: Window) -> None:
+        """Leave a window out: what no other window covers is 0 in all channels."""
+        self._skipped.append(window)
 
     def add(self, window: Window, values: Tensor) -> None:
         """Take in the values ``(..., *window)`` of one window; leading axes are kept."""
@@ -64,21 +69,29 @@ class Merger:
             self._sum = values.new_zeros((*lead, *self._shape), dtype=torch.float32)
             self._weight = values.new_zeros(self._shape, dtype=torch.float32)
         weights = gaussian_weights(size, device=values.device)
-        self._sum[(..., *window)] += values.float() * weights
+        self._sum[(..., *window)].addcmul_(values.float(), weights)
         self._weight[window] += weights
 
     def merged(self) -> Tensor:
-        """Return the volume ``(..., *s)``, float32.
+        """Return the volume ``(..., *s)``, float32; it is made in place, so this is the last call.
 
         Raises
         ------
         ShapeError
-            A voxel that no window covers.
+            A voxel that no window covers, not even one left out.
         """
-        if self._sum is None or self._weight is None or not bool((self._weight > 0).all()):
-            raise ShapeError(
-                f"Windows must cover all of the image of {self._shape} voxels, but some voxels "
-                "were in none.",
-                hint="Make the windows with plan_windows.",
-            )
-        return self._sum / self._weight
+        if self._sum is None or self._weight is None:
+            raise self._gap()
+        unseen = self._weight == 0
+        for window in self._skipped:
+            unseen[window] = False
+        if bool(unseen.any()):
+            raise self._gap()
+        return self._sum.div_(self._weight.clamp_min_(LEAST_WEIGHT))
+
+    def _gap(self) -> ShapeError:
+        return ShapeError(
+            f"Windows must cover all of the image of {self._shape} voxels, but some voxels were in "
+            "none.",
+            hint="Make the windows with plan_windows.",
+        )

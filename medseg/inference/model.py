@@ -3,7 +3,8 @@
 import hashlib
 import json
 import logging
-from dataclasses import dataclass
+from collections.abc import Hashable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -98,10 +99,16 @@ class Model:
     network : nn.Module
         As built from ``spec``.
     spec : ModelSpec
+    folder : Path, optional
+        Where it was loaded from; compiled forms of it are kept there.
+    engines : dict
+        What computes its logits, by what was asked for: see ``medseg.inference.compute``.
     """
 
     network: nn.Module
     spec: ModelSpec
+    folder: Path | None = None
+    engines: dict[Hashable, Any] = field(default_factory=dict, repr=False)
 
     @property
     def head(self) -> Head:
@@ -223,7 +230,7 @@ def load_model(folder: Path, *, device: torch.device | str = "cpu") -> Model:
     _check_tensors(tensors, expected=network.state_dict(), path=path)
     network.load_state_dict(tensors)
     log.info("loaded all %d tensors of %s (method %s)", len(tensors), folder, spec.method)
-    return Model(network.to(device).eval(), spec)
+    return Model(network.to(device).eval(), spec, folder)
 
 
 def _read_description(folder: Path) -> dict[str, Any]:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from medseg.data.regions import RegionSettings, decode
-from medseg.inference.predictor import SlidingWindow
+from medseg.inference.coarse import CoarsePosterior
+from medseg.inference.predictor import Engine, SlidingWindow
 from medseg.inference.settings import PredictSettings
 from medseg.inference.uncertainty import RunningStatistics, SampleStatistics
 from medseg.networks.precision import resolve_precision
@@ -91,7 +92,12 @@ def sample_count(network: nn.Module, settings: PredictSettings) -> int:
 
 
 def sample_probabilities(
-    network: nn.Module, image: Image, *, head: Head, settings: PredictSettings
+    network: nn.Module,
+    image: Image,
+    *,
+    head: Head,
+    settings: PredictSettings,
+    engine: Engine | None = None,
 ) -> Iterator[Tensor]:
     """Yield the probabilities (n, x, y, z) of one posterior sample after the other.
 
@@ -105,26 +111,51 @@ def sample_probabilities(
     image : Tensor, shape (c, x, y, z)
     head : Head
     settings : PredictSettings
+        With ``posterior`` "coarse" the image is seen once at full resolution, by the mean weights;
+        what each sample changes is computed at half of it.
+    engine : callable, optional
+        Computes faster what the network computes with its mean weights.
     """
     device = next((weight.device for weight in network.parameters()), torch.device("cpu"))
-    predictor = SlidingWindow(
+
+    def predictor(what: Engine) -> SlidingWindow:
+        return SlidingWindow(
+            what,
+            mode=head.regions.mode,
+            dims=head.dims,
+            temperature=head.temperature,
+            device=device,
+            dtype=resolve_precision(settings.precision, device),
+            settings=settings,
+        )
+
+    if not variational_layers(network):
+        yield _evaluated(network, predictor(engine or network), image)
+        return
+    generators = (
+        torch_generator(settings.seed, "posterior sample", index)
+        for index in range(settings.samples)
+    )
+    if settings.posterior == "full":
+        whole = predictor(network)
+        for generator in generators:
+            # Held for one volume only, never across a yield: the caller may use the network
+            # meanwhile.
+            with torch.no_grad(), sampled_weights(network, generator):
+                probabilities = _evaluated(network, whole, image)
+            yield probabilities
+        return
+    there = image.to(device)
+    coarse = CoarsePosterior(
         network,
+        there,
+        mean=_evaluated(network, predictor(engine or network), there),
+        predictor=predictor,
         mode=head.regions.mode,
         dims=head.dims,
-        temperature=head.temperature,
-        device=device,
-        dtype=resolve_precision(settings.precision, device),
-        settings=settings,
     )
-    if not variational_layers(network):
-        yield _evaluated(network, predictor, image)
-        return
-    for index in range(settings.samples):
-        generator = torch_generator(settings.seed, "posterior sample", index)
-        # Held for one volume only, never across a yield: the caller may use the network meanwhile.
-        with torch.no_grad(), sampled_weights(network, generator):
-            probabilities = _evaluated(network, predictor, image)
-        yield probabilities
+    for generator in generators:
+        yield coarse.sample(generator).to(image.device)
 
 
 def _evaluated(network: nn.Module, predictor: SlidingWindow, image: Image) -> Tensor:

@@ -2,27 +2,68 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from medseg.data.regions import RegionSettings, decode
+from medseg.data.regions import RegionSettings
 from medseg.geometry import Grid
+from medseg.inference.compute import engine_for, with_profile
 from medseg.inference.lesions import Lesion, PackedMasks, find_lesions
+from medseg.inference.memory import Job, fitted
 from medseg.inference.model import Model
 from medseg.inference.posterior import (
     VolumeInterval,
-    named_channels,
     sample_probabilities,
 )
 from medseg.inference.settings import PredictSettings
 from medseg.inference.uncertainty import RunningStatistics
 from medseg.networks.precision import resolve_device
+from medseg.preprocess.lattice import bounding_box
 from medseg.preprocess.prepare import PreparedCase, prepare
+from medseg.preprocess.resample import resample
 from medseg.scan import Case
+from medseg.shapes import Image
+
+
+@dataclass(frozen=True, eq=False)
+class SourceMaps:
+    """Maps, one per region, that come to a case's own grid when they are asked for, one at a time.
+
+    A grid of the scanner has many times the voxels of the brain's box at the network's spacing, so
+    that all maps at once would take more memory than all the rest.
+
+    Parameters
+    ----------
+    values : Tensor, shape (n, x', y', z')
+        On the network's grid, in [0, 1].
+    grid, source_grid : Grid
+        Where the values lie, and where they are wanted.
+    """
+
+    values: Tensor
+    grid: Grid
+    source_grid: Grid
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, index: int) -> Tensor:
+        """Return one map, shape (x, y, z), by linear interpolation; 0 outside."""
+        values = self.values[index][None]
+        if not bool(values.any()):
+            # One zero that is seen everywhere.
+            return torch.zeros(()).expand(self.source_grid.shape)
+        # Rounding may step over the ends.
+        return resample(values, self.grid, self.source_grid)[0].clamp_(0.0, 1.0)
+
+    def stacked(self) -> Tensor:
+        """Return all maps at once, shape (n, x, y, z)."""
+        return torch.stack([self[index] for index in range(len(self))])
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,11 +79,11 @@ class Prediction:
         The n regions.
     definition : tuple of tuple of int
         Labels of the training data behind each region.
-    probability : Tensor, shape (n, x, y, z)
+    probability : SourceMaps of n regions
         Mean over samples; 0 outside what the network saw.
     mask : Tensor, shape (n, x, y, z), bool
-    entropy_nats, mutual_information_nats, std : Tensor, shape (n, x, y, z)
-        Computed on the network's grid and brought here by linear interpolation.
+    entropy_nats, mutual_information_nats, std : SourceMaps of n regions
+        Computed on the network's grid.
     volumes_ml : ndarray, shape (K, n)
         Volume of each region in each sample.
     lesions : tuple of Lesion
@@ -54,11 +95,11 @@ class Prediction:
     grid: Grid
     regions: tuple[str, ...]
     definition: tuple[tuple[int, ...], ...]
-    probability: Tensor
+    probability: SourceMaps
     mask: Tensor
-    entropy_nats: Tensor
-    mutual_information_nats: Tensor
-    std: Tensor
+    entropy_nats: SourceMaps
+    mutual_information_nats: SourceMaps
+    std: SourceMaps
     volumes_ml: NDArray[np.float64]
     lesions: tuple[Lesion, ...]
 
@@ -123,19 +164,23 @@ def predict_prepared_case(
     the mask's and the lesions' are of one kind.
     """
     chosen, regions = settings or PredictSettings(), model.spec.regions
-    network = model.network.to(resolve_device(chosen.device))
     shape = prepared.source_grid.shape
-    statistics, samples = RunningStatistics(), [PackedMasks(shape) for _ in regions.names]
-    for sample in sample_probabilities(network, prepared.image, head=model.head, settings=chosen):
-        statistics.add(sample)
-        masks = _decide(_to_source(prepared, sample, regions), regions, chosen.threshold)
+    samples = [PackedMasks(shape) for _ in regions.names]
+    # One for each channel, so that what an update takes is as large as one channel.
+    running = [RunningStatistics() for _ in range(regions.channels)]
+    for sample in predict_image(model, prepared.image, settings=chosen, source_shape=shape):
+        for moments, channel in zip(running, sample, strict=True):
+            moments.add(channel)
+        masks = _decided(_maps(prepared, sample), regions, chosen.threshold)
         for kept, mask in zip(samples, masks, strict=True):
             kept.add(mask)
-    result = statistics.result()
-    mean = _to_source(prepared, result.probability, regions)
-    named = named_channels(result, regions)
-    mask = _decide(mean, regions, chosen.threshold)
-    std = prepared.to_source(named.std, mode="linear")
+    found = [moments.result() for moments in running]
+    del running, sample
+    mean = _maps(prepared, torch.stack([one.probability for one in found]))
+    mask = torch.stack([*_decided(mean, regions, chosen.threshold)])
+    # A softmax head's background is left out.
+    named = found[-len(regions.names) :]
+    std = _maps(prepared, torch.stack([one.std for one in named]))
     lesions = [
         lesion
         for index, name in enumerate(regions.names)
@@ -148,34 +193,108 @@ def predict_prepared_case(
             settings=chosen.lesions,
         )
     ]
-    information = named.mutual_information_nats
     return Prediction(
         identifier=prepared.identifier,
         subject=prepared.subject,
         grid=prepared.source_grid,
         regions=tuple(regions.names),
         definition=tuple(tuple(model.spec.region_definition[name]) for name in regions.names),
-        probability=mean[-len(regions.names) :],
+        probability=_maps(prepared, mean.values[-len(regions.names) :]),
         mask=mask,
-        entropy_nats=prepared.to_source(named.entropy_nats, mode="linear"),
-        mutual_information_nats=prepared.to_source(information, mode="linear"),
+        entropy_nats=_maps(prepared, torch.stack([one.entropy_nats for one in named])),
+        mutual_information_nats=_maps(
+            prepared, torch.stack([one.mutual_information_nats for one in named])
+        ),
         std=std,
         volumes_ml=_volumes_ml(samples, prepared.source_grid),
         lesions=tuple(lesions),
     )
 
 
-def _to_source(prepared: PreparedCase, probability: Tensor, regions: RegionSettings) -> Tensor:
-    on_source = prepared.to_source(probability, mode="linear").clamp(0.0, 1.0)
-    if regions.mode == "classes":
-        # Outside what the network saw all channels are 0, and that is background.
-        on_source[0] = (1.0 - on_source[1:].sum(0)).clamp(0.0, 1.0)
-    return on_source
+def predict_image(
+    model: Model,
+    image: Image,
+    *,
+    settings: PredictSettings | None = None,
+    source_shape: tuple[int, int, int] | None = None,
+) -> Iterator[Tensor]:
+    """Yield the probabilities (n, x, y, z) of a prepared image, one posterior sample after another.
+
+    The engine and the windows are those of the settings; where these leave them open, what is
+    fastest and what fits into memory. Profile "fast" looks at the box of what is not 0 only.
+
+    Parameters
+    ----------
+    model : Model
+        Moved to the device of the settings. A deterministic one yields once.
+    image : Tensor, shape (c, x, y, z)
+    settings : PredictSettings, optional
+    source_shape : tuple of 3 int, optional
+        Voxels of the case's own grid, whose maps need memory too; those of the image when left out.
+
+    Raises
+    ------
+    ConfigError
+        Settings that do not fit the model or this machine, or too little memory.
+    """
+    wanted = with_profile(settings or PredictSettings())
+    if wanted.profile != "fast" or not bool(image.any()):
+        yield from _samples(model, image, wanted, source_shape)
+        return
+    # The margin around the brain is work too, and no brain.
+    box = tuple(map(slice, *bounding_box(image.ne(0).any(dim=0))))
+    for sample in _samples(model, image[(slice(None), *box)].contiguous(), wanted, source_shape):
+        whole = sample.new_zeros((len(sample), *image.shape[1:]))
+        if model.spec.regions.mode == "classes":
+            whole[0] = 1.0
+        whole[(slice(None), *box)] = sample
+        yield whole
 
 
-def _decide(probability: Tensor, regions: RegionSettings, threshold: float) -> Tensor:
-    masks = decode(probability, settings=regions, threshold=threshold)
-    return torch.stack([masks[name] for name in regions.names])
+def _samples(
+    model: Model,
+    image: Image,
+    settings: PredictSettings,
+    source_shape: tuple[int, int, int] | None,
+) -> Iterator[Tensor]:
+    device = resolve_device(settings.device)
+    network = model.network.to(device)
+    engine = engine_for(model, image, settings=settings)
+    job = Job.of(model, image, source_shape=source_shape, engine=engine)
+    chosen = fitted(settings, job=job, device=device)
+    if engine is not None and not model.spec.variational:
+        # An engine has a precision of its own.
+        chosen = replace(chosen, precision="float32")
+    yield from sample_probabilities(network, image, head=model.head, settings=chosen, engine=engine)
+
+
+def _maps(prepared: PreparedCase, values: Tensor) -> SourceMaps:
+    return SourceMaps(values, prepared.grid, prepared.source_grid)
+
+
+def _decided(maps: SourceMaps, regions: RegionSettings, threshold: float) -> Iterator[Tensor]:
+    """Yield the mask (x, y, z) of each region, one map at a time.
+
+    The same as ``decode`` of all maps at once.
+
+    Parameters
+    ----------
+    maps : SourceMaps
+        Probabilities of all channels; in mode "classes" the background first.
+    """
+    if regions.mode == "regions":
+        yield from (maps[index] > threshold for index in range(len(maps)))
+        return
+    most = maps[1].clone()
+    winner, rest = torch.ones(most.shape, dtype=torch.uint8), 1.0 - most
+    for index in range(2, len(maps)):
+        probability = maps[index]
+        winner[probability > most] = index
+        torch.maximum(most, probability, out=most)
+        rest -= probability
+    # Not the background's own map: outside what the network saw all are 0, and that is background.
+    winner[rest >= most] = 0
+    yield from (winner == index for index in range(1, len(maps)))
 
 
 def _volumes_ml(samples: list[PackedMasks], grid: Grid) -> NDArray[np.float64]:

@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from medseg.errors import ConfigError, ModelError, ShapeError
+from medseg.inference.engines.memory import EngineMemoryError, memory_errors
 from medseg.inference.merger import Merger
-from medseg.inference.settings import PredictSettings
-from medseg.inference.splitter import choose_window, plan_windows
+from medseg.inference.settings import PredictSettings, Profile
+from medseg.inference.splitter import WindowPlan, choose_plan, plan_windows
 from medseg.shapes import Image
+
+log = logging.getLogger(__name__)
 
 HeadMode = Literal["regions", "classes"]
 #: Images (b, c, *s) to logits (b, n, *s).
 Engine = Callable[[Tensor], Tensor]
+
+#: Shares of a window that its neighbour covers too, to choose from.
+OVERLAPS: dict[Profile, tuple[float, ...]] = {
+    "fast": (0.125,),
+    "default": (0.25, 0.375, 0.5),
+    "best": (0.5,),
+}
+#: Of a window where nothing says how much memory there is.
+MOST_WINDOW_VOXELS = 128**3
+#: How often a window is halved when memory does not hold it.
+MOST_HALVINGS = 4
 
 
 class Predictor(Protocol):
@@ -24,7 +39,8 @@ class Predictor(Protocol):
 
     Laws, held by ``tests/contracts/test_predictors.py``: a network that says the same of every
     voxel gives a constant volume; in mode "classes" the channels sum to 1; windows cover
-    everything; cutting into windows changes nothing for a network that sees single voxels.
+    everything; cutting into windows changes nothing for a network that sees single voxels; a window
+    in which the image is 0 altogether may be left out, which changes nothing elsewhere.
     """
 
     def __call__(self, image: Image) -> Tensor:
@@ -70,6 +86,12 @@ class SlidingWindow:
     settings : PredictSettings
         Windows and batches.
 
+    Notes
+    -----
+    Windows and slices in which the image is 0 in all channels hold no brain: the network is not
+    asked, and what only they cover is background. When memory does not hold a window, half of it is
+    tried, a few times, and for the next images at once.
+
     Raises
     ------
     ConfigError
@@ -100,6 +122,8 @@ class SlidingWindow:
         self.device = device or torch.device("cpu")
         self.dtype = dtype
         self.settings = settings or PredictSettings()
+        self._most_images = self.settings.slices_per_batch
+        self._halvings = 0
 
     def __call__(self, image: Image) -> Tensor:
         """Return probabilities (n, x, y, z), float32, for an image (c, x, y, z).
@@ -110,6 +134,8 @@ class SlidingWindow:
             An image that is not (c, x, y, z), or logits on another grid.
         ModelError
             The network returns values that are not finite.
+        EngineMemoryError
+            Not even windows of a sixteenth fit into memory.
         """
         if image.ndim != 4 or 0 in image.shape:
             raise ShapeError(
@@ -118,32 +144,81 @@ class SlidingWindow:
             )
         with torch.no_grad():
             if self.dims == 3:
-                return self._batch(image.unsqueeze(0))[0]
-            slices = image.permute(3, 0, 1, 2)
-            parts = [self._batch(part) for part in slices.split(self.settings.slices_per_batch)]
-            return torch.cat(parts).permute(1, 2, 3, 0).contiguous()
+                return self._background(self._batch(image.unsqueeze(0)))[0]
+            return self._slices(image.permute(3, 0, 1, 2)).permute(1, 2, 3, 0).contiguous()
+
+    def _slices(self, slices: Tensor) -> Tensor:
+        """Return probabilities (z, n, x, y) of slices (z, c, x, y)."""
+        seen = [index for index, part in enumerate(slices) if bool(part.any())]
+        batches = torch.tensor(seen or range(len(slices))).split(self._most_images)
+        parts = torch.cat([self._batch(slices[batch]) for batch in batches])
+        probabilities = parts.new_zeros((len(slices), *parts.shape[1:]))
+        probabilities[torch.cat(batches)] = parts
+        return self._background(probabilities)
+
+    def _background(self, probabilities: Tensor) -> Tensor:
+        """Say background where the network was not asked, for images (b, n, *s)."""
+        if self.mode == "classes":
+            probabilities[:, 0] += probabilities.sum(dim=1) == 0
+        return probabilities
 
     def _batch(self, images: Tensor) -> Tensor:
+        """Return probabilities (b, n, *s), 0 where the network was not asked."""
+        if len(images) > self._most_images:
+            return torch.cat([self._batch(part) for part in images.split(self._most_images)])
+        try:
+            return self._windows(images)
+        except EngineMemoryError as error:
+            if not self._shrink(images):
+                raise
+            log.warning("%s: half of it is tried", error.message)
+        return self._batch(images)
+
+    def _windows(self, images: Tensor) -> Tensor:
         shape = tuple(images.shape[2:])
-        windows = plan_windows(shape, self._window(shape), overlap=self.settings.overlap)
+        plan = self.plan(shape)
+        windows = plan_windows(shape, plan.window, overlap=plan.overlap)
         if len(windows) == 1:
             return self._probabilities(images)
+        with_brain = [bool(images[(..., *window)].any()) for window in windows]
         merger = Merger(shape)
-        for window in windows:
-            merger.add(window, self._probabilities(images[(..., *window)]))
+        for window, wanted in zip(windows, with_brain, strict=True):
+            if wanted or not any(with_brain):
+                merger.add(window, self._probabilities(images[(..., *window)]))
+            else:
+                merger.skip(window)
         return merger.merged()
 
-    def _window(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        if self.settings.window is not None:
-            return self.settings.window
-        if self.dims == 2:
-            return shape
+    def plan(self, shape: tuple[int, ...]) -> WindowPlan:
+        """Return the windows of an image of ``shape`` voxels along the network's axes."""
         settings = self.settings
-        return choose_window(shape, max_voxels=settings.max_window_voxels, overlap=settings.overlap)
+        overlaps = OVERLAPS[settings.profile] if settings.overlap is None else (settings.overlap,)
+        if settings.window is not None:
+            plan = WindowPlan(settings.window, max(overlaps))
+        elif self.dims == 2:
+            plan = WindowPlan(shape, max(overlaps))
+        else:
+            most = settings.max_window_voxels or MOST_WINDOW_VOXELS
+            plan = choose_plan(shape, max_voxels=most, overlaps=overlaps)
+        if not self._halvings:
+            return plan
+        return WindowPlan(halved(plan.window, shape, times=self._halvings), plan.overlap)
+
+    def _shrink(self, images: Tensor) -> bool:
+        """Ask for half as much at once from now on, and return whether that was possible."""
+        if len(images) > 1:
+            self._most_images = len(images) // 2
+            return True
+        window = self.plan(tuple(images.shape[2:])).window
+        if self._halvings == MOST_HALVINGS or max(window) == 1:
+            return False
+        self._halvings += 1
+        return True
 
     def _probabilities(self, images: Tensor) -> Tensor:
         reduced = self.dtype != torch.float32
-        with torch.autocast(self.device.type, dtype=self.dtype, enabled=reduced):
+        autocast = torch.autocast(self.device.type, dtype=self.dtype, enabled=reduced)
+        with memory_errors(tuple(images.shape), str(self.device)), autocast:
             logits = self.network(images.to(self.device, torch.float32))
         if logits.shape[0] != images.shape[0] or logits.shape[2:] != images.shape[2:]:
             raise ShapeError(
@@ -159,3 +234,18 @@ class SlidingWindow:
                 hint="Look for NaN in the scan or the weights, or set precision to float32.",
             )
         return probabilities.to(images.device)
+
+
+def halved(window: Sequence[int], shape: Sequence[int], *, times: int) -> tuple[int, ...]:
+    """Return a window whose longest side was halved some times; it is cut to the image first.
+
+    Examples
+    --------
+    >>> halved((100, 80, 60), (70, 90, 70), times=2)
+    (35, 40, 60)
+    """
+    sides = [min(side, length) for side, length in zip(window, shape, strict=True)]
+    for _ in range(times):
+        longest = sides.index(max(sides))
+        sides[longest] = (sides[longest] + 1) // 2
+    return tuple(sides)

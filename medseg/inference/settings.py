@@ -7,6 +7,9 @@ from pydantic import Field
 from medseg.metrics.lesions import LesionSettings
 from medseg.settings import settings
 
+EngineName = Literal["auto", "eager", "torch", "openvino", "onnx"]
+Profile = Literal["fast", "default", "best"]
+
 
 @settings
 class PredictSettings:
@@ -14,18 +17,30 @@ class PredictSettings:
 
     Parameters
     ----------
+    profile : "fast", "default" or "best"
+        What decides where the next three are left out. "fast": as few windows as memory allows
+        with the least overlap, over the box of the brain without its margin, and int8 where it
+        passed its check; "default": as few windows, which overlap by a quarter to a half; "best":
+        windows of at most 128^3 voxels that overlap by half, in float32.
     window : tuple of int, optional
         Voxels of a window along each axis of the network: three, or two for a network of axial
-        slices. When left out, the whole image is one window, or as few as hold
-        at most ``max_window_voxels`` each.
-    max_window_voxels : int
-        Bound on memory where ``window`` is left out. 3D networks only; slices are always whole.
-    overlap : float
+        slices.
+    max_window_voxels : int, optional
+        Bound on the voxels of a window where ``window`` is left out. 3D networks only; slices are
+        whole where memory allows.
+    overlap : float, optional
         Least share of a window that its neighbour covers too.
+    memory_gib : float, optional
+        Bound on the memory of the whole prediction in GiB, which windows are made to fit; when left
+        out, a safe share of what the machine has free. On a GPU both are about the GPU's memory.
     slices_per_batch : int
-        Axial slices a 2D network sees at once.
+        Axial slices a 2D network sees at once, fewer where memory asks for it.
     samples : int
         Draws from the posterior over weights; a deterministic network makes one.
+    posterior : "full" or "coarse"
+        Whether every sample sees the volume at full resolution. "coarse" is experimental: what a
+        sample changes is computed at half resolution, and how well its spread agrees with "full"
+        is not established.
     seed : int
         Of these draws. Sample k is the same whatever the number of samples.
     threshold : float
@@ -34,17 +49,23 @@ class PredictSettings:
         What the lesion table calls a lesion, and when a sample has it.
     device : str
         "auto", "cpu", "cuda", "cuda:1", ...
-    precision : "auto", "float32" or "bf16"
-        Of the network's products; everything after it is float32.
+    engine : "auto", "eager", "torch", "openvino" or "onnx"
+        What runs a deterministic network; "auto" takes the fastest that agrees with "eager".
+    precision : "auto", "float32", "bf16", "float16" or "int8"
+        Of the network's products, where the engine has it; everything after it is float32.
     """
 
+    profile: Profile = "default"
     window: tuple[int, ...] | None = None
-    max_window_voxels: int = Field(default=128**3, ge=1)
-    overlap: float = Field(default=0.5, ge=0, lt=1)
+    max_window_voxels: int | None = Field(default=None, ge=1)
+    overlap: float | None = Field(default=None, ge=0, lt=1)
+    memory_gib: float | None = Field(default=None, gt=0)
     slices_per_batch: int = Field(default=16, ge=1)
     samples: int = Field(default=10, ge=1)
+    posterior: Literal["full", "coarse"] = "full"
     seed: int = 0
     threshold: float = Field(default=0.5, gt=0, lt=1)
     lesions: LesionSettings = LesionSettings()
     device: str = "auto"
-    precision: Literal["auto", "float32", "bf16"] = "auto"
+    engine: EngineName = "torch"
+    precision: Literal["auto", "float32", "bf16", "float16", "int8"] = "auto"

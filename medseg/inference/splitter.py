@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import product
 
 from medseg.errors import ConfigError
@@ -72,6 +73,41 @@ def plan_windows(
         )
     ]
     return tuple(product(*axes))
+
+
+@dataclass(frozen=True)
+class WindowPlan:
+    """Windows to come: their voxels along each axis, and the least share that neighbours share."""
+
+    window: tuple[int, ...]
+    overlap: float
+
+
+def choose_plan(shape: Sequence[int], *, max_voxels: int, overlaps: Sequence[float]) -> WindowPlan:
+    """Return the plan with the fewest windows, and of these the one that overlap the most.
+
+    Parameters
+    ----------
+    shape : sequence of int
+        Voxels of the image along each axis.
+    max_voxels : int
+        Bound on the voxels of a window.
+    overlaps : sequence of float
+        To choose from.
+
+    Examples
+    --------
+    >>> choose_plan((150, 190, 150), max_voxels=2_500_000, overlaps=(0.25, 0.5))
+    WindowPlan(window=(150, 109, 150), overlap=0.25)
+    >>> choose_plan((150, 190, 150), max_voxels=3_000_000, overlaps=(0.25, 0.5))
+    WindowPlan(window=(150, 127, 150), overlap=0.5)
+    """
+    plans = []
+    for overlap in overlaps:
+        window = choose_window(shape, max_voxels=max_voxels, overlap=overlap)
+        plans.append((len(plan_windows(shape, window, overlap=overlap)), -overlap, window))
+    _, overlap, window = min(plans)
+    return WindowPlan(window, -overlap)
 
 
 def choose_window(shape: Sequence[int], *, max_voxels: int, overlap: float) -> tuple[int, ...]:

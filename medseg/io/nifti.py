@@ -8,19 +8,34 @@ gives the distance.
 **Writing.** Both are set to the same affine with code 2 (aligned). A qform is a rotation times
 voxel sizes: it cannot hold a shear, nor, in single precision, every rotation by nearly 180 degrees.
 There the sform alone is valid, and the qform holds the nearest rotation with code 0.
+
+**Packing.** ``.nii.gz`` goes through ISA-L at its level 1, without name or time: the same voxels
+give the same bytes on one kind of machine. CPU seconds to write (and to read), and MB, for volumes
+of 240 x 240 x 155 on one core with AVX2:
+
+===================  ===================  ===================  ===================
+library and level    probability, 36 MB   image int16, 18 MB   mask, 9 MB
+===================  ===================  ===================  ===================
+zlib 1               .59 (.13), 15.1      .082 (.034), 2.41    .014 (.005), .083
+zlib 6               .66 (.13), 15.0      .222 (.060), 2.32    .046 (.019), .041
+ISA-L 0              .05 (.08), 19.9      .014 (.031), 3.37    .002 (.005), .123
+**ISA-L 1**          .05 (.07), 15.1      .014 (.030), 2.26    .002 (.005), .054
+ISA-L 2              .06 (.08), 15.1      .016 (.029), 2.25    .002 (.005), .054
+ISA-L 3              .15 (.07), 15.1      .069 (.026), 2.26    .031 (.003), .070
+ISA-L 1, 2 threads   .07                  .018                 .004
+===================  ===================  ===================  ===================
 """
 
 from __future__ import annotations
 
-import gzip
 import warnings
-import zlib
 from collections.abc import Collection
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import torch
+from isal import igzip, igzip_lib
 from nibabel.affines import apply_affine
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
@@ -36,6 +51,7 @@ AFFINE_TOLERANCE_MM = 0.1
 _QFORM_TOLERANCE_MM = 0.01
 _ALIGNED = 2
 _HEADER_BYTES = 540
+_COMPRESSION_LEVEL = 1
 _Header = nib.Nifti1Header  # NIfTI-2's header is a subclass
 
 
@@ -159,10 +175,11 @@ def _content(path: str | Path, limit: int = -1) -> bytes:
             if not is_packed:
                 return stream.read(limit)
             if limit < 0:  # checks the checksum too, which reading a known length would not
-                return gzip.decompress(stream.read())
-            with gzip.open(stream) as unpacked:
+                return igzip.decompress(stream.read())
+            with igzip.IGzipFile(fileobj=stream) as unpacked:
                 return unpacked.read(limit)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+    # The library's type stubs call its error class an instance.
+    except (EOFError, igzip_lib.IsalError, igzip.BadGzipFile) as error:  # pyright: ignore
         raise ScanFileError(
             f"{path}: a compressed file must be whole, but this one is truncated or damaged "
             f"({error}).",
@@ -343,4 +360,6 @@ def _write(path: str | Path, array: NDArray[np.number], grid: Grid) -> None:
     header.set_xyzt_units("mm")
     content = nib.Nifti1Image(array, None, header).to_bytes()
     # Without a time stamp, so that the same voxels give the same file.
-    write_bytes(path, gzip.compress(content, 1, mtime=0) if name.endswith(".gz") else content)
+    if name.endswith(".gz"):
+        content = igzip.compress(content, _COMPRESSION_LEVEL, mtime=0)
+    write_bytes(path, content)

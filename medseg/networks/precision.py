@@ -51,7 +51,7 @@ def resolve_device(name: str = "auto") -> torch.device:
     return device
 
 
-def resolve_precision(name: Precision, device: torch.device) -> torch.dtype:
+def resolve_precision(name: str, device: torch.device) -> torch.dtype:
     """Return the number format of the network's products, `torch.float32` or `torch.bfloat16`.
 
     "auto" takes bf16 only where the device multiplies it natively: torch computes it on any

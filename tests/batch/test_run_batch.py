@@ -1,4 +1,9 @@
 import json
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import nibabel as nib
@@ -8,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from medseg.batch import run as batch_run
-from medseg.batch.run import run_batch
+from medseg.batch.run import BatchSummary, run_batch
 from medseg.data.regions import RegionSettings
-from medseg.errors import ScanFileError
+from medseg.errors import ConfigError, ScanFileError
 from medseg.geometry import Grid
 from medseg.inference.model import Model, ModelSpec
 from medseg.inference.settings import PredictSettings
@@ -64,8 +69,19 @@ def items(*names: str):
     return [(name, lambda name=name: case(name)) for name in names]
 
 
-def predict(out: Path, cases, *, net: Model | None = None, **changes):
-    return run_batch(cases, model=net or model(), out=out, settings=SETTINGS, **changes)
+Predict = Callable[..., BatchSummary]
+
+
+@pytest.fixture(params=[0, 1, 2], ids=["one after the other", "one ahead", "two ahead"])
+def predict(request: pytest.FixtureRequest) -> Iterator[Predict]:
+    """Every promise holds whatever is read ahead, and no thread outlives its batch."""
+
+    def run(out: Path, cases, *, net: Model | None = None, **changes) -> BatchSummary:
+        chosen = {"model": net or model(), "settings": SETTINGS, "read_ahead": request.param}
+        return run_batch(cases, out=out, **{**chosen, **changes})
+
+    yield run
+    assert [t.name for t in threading.enumerate() if t.name.startswith("medseg-")] == []
 
 
 def stamps(out: Path) -> dict[str, int]:
@@ -73,7 +89,7 @@ def stamps(out: Path) -> dict[str, int]:
     return {str(path): path.stat().st_mtime_ns for path in files}
 
 
-def test_files_and_tables_of_two_good_cases(tmp_path: Path) -> None:
+def test_files_and_tables_of_two_good_cases(predict: Predict, tmp_path: Path) -> None:
     summary = predict(tmp_path, items("a", "b"))
     assert (summary.done, summary.skipped, summary.failures) == (["a", "b"], [], [])
     assert (tmp_path / "a" / "a_mask.nii.gz").is_file()
@@ -90,7 +106,7 @@ def test_files_and_tables_of_two_good_cases(tmp_path: Path) -> None:
     assert provenance["versions"]["torch"] == torch.__version__
 
 
-def test_one_scan_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
+def test_one_scan_that_fails_does_not_stop_the_others(predict: Predict, tmp_path: Path) -> None:
     def bug() -> Case:
         raise KeyError("surprise")
 
@@ -126,13 +142,15 @@ def test_one_scan_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
     assert not (tmp_path.parent / "e").exists()
 
 
-def test_a_network_that_fails_is_filed_under_predict(tmp_path: Path) -> None:
+def test_a_network_that_fails_is_filed_under_predict(predict: Predict, tmp_path: Path) -> None:
     summary = predict(tmp_path, items("a"), net=model(float("nan")))
     assert [(f.scan, f.stage) for f in summary.failures] == [("a", "predict")]
     assert not (tmp_path / "a").exists()
 
 
-def test_resume_skips_what_is_done_and_leaves_its_files_alone(tmp_path: Path) -> None:
+def test_resume_skips_what_is_done_and_leaves_its_files_alone(
+    predict: Predict, tmp_path: Path
+) -> None:
     predict(tmp_path, items("a"))
     before, net = stamps(tmp_path), model()
     summary = predict(tmp_path, items("a", "b"), net=net)
@@ -145,24 +163,24 @@ def test_resume_skips_what_is_done_and_leaves_its_files_alone(tmp_path: Path) ->
     assert rows[0]["volume_ml"] == rows[1]["volume_ml"]
 
 
-def test_without_resume_all_is_done_again(tmp_path: Path) -> None:
+def test_without_resume_all_is_done_again(predict: Predict, tmp_path: Path) -> None:
     predict(tmp_path, items("a"))
     assert predict(tmp_path, items("a"), resume=False).done == ["a"]
 
 
-def test_changed_input_model_or_settings_are_done_again(tmp_path: Path) -> None:
+def test_changed_input_model_or_settings_are_done_again(predict: Predict, tmp_path: Path) -> None:
     predict(tmp_path, items("a"))
     assert predict(tmp_path, items("a")).skipped == ["a"]
     assert predict(tmp_path, [("a", lambda: case("a", size=4))]).done == ["a"]
     assert predict(tmp_path, items("a")).done == ["a"]
     assert predict(tmp_path, items("a"), net=model(0.6)).done == ["a"]
     other = PredictSettings(device="cpu", precision="float32", threshold=0.4)
-    again = run_batch(items("a"), model=model(0.6), out=tmp_path, settings=other)
+    again = predict(tmp_path, items("a"), net=model(0.6), settings=other)
     assert again.done == ["a"]
 
 
 @pytest.mark.parametrize("harm", ["remove", "change", "ledger"])
-def test_damaged_results_are_done_again(tmp_path: Path, harm: str) -> None:
+def test_damaged_results_are_done_again(predict: Predict, tmp_path: Path, harm: str) -> None:
     predict(tmp_path, items("a"))
     mask = tmp_path / "a" / "a_mask.nii.gz"
     if harm == "remove":
@@ -175,7 +193,9 @@ def test_damaged_results_are_done_again(tmp_path: Path, harm: str) -> None:
     assert nib.load(mask).shape == GRID.shape
 
 
-def test_an_interruption_leaves_whole_files_and_tables_and_can_be_resumed(tmp_path: Path) -> None:
+def test_an_interruption_leaves_whole_files_and_tables_and_can_be_resumed(
+    predict: Predict, tmp_path: Path
+) -> None:
     def stop() -> Case:
         raise KeyboardInterrupt
 
@@ -188,7 +208,7 @@ def test_an_interruption_leaves_whole_files_and_tables_and_can_be_resumed(tmp_pa
 
 
 def test_an_interruption_while_writing_is_not_taken_for_a_result(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    predict: Predict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     predict(tmp_path, items("a"))
     real = batch_run.write_prediction
@@ -206,13 +226,172 @@ def test_an_interruption_while_writing_is_not_taken_for_a_result(
     assert not list(tmp_path.rglob("*.part*"))
 
 
-def test_cases_are_read_one_at_a_time(tmp_path: Path) -> None:
-    read: list[str] = []
+@pytest.mark.parametrize("read_ahead", [0, 1, 2])
+def test_no_more_cases_are_read_ahead_than_was_said(tmp_path: Path, read_ahead: int) -> None:
+    network, ahead = Above(), []
 
     def load(name: str) -> Case:
-        assert (tmp_path / read[-1] / f"{read[-1]}.json").is_file() if read else True
-        read.append(name)
+        ahead.append("abcde".index(name) - network.calls)
         return case(name)
 
-    predict(tmp_path, ((name, lambda name=name: load(name)) for name in "abc"))
-    assert read == ["a", "b", "c"]
+    cases = ((name, lambda name=name: load(name)) for name in "abcde")
+    net = Model(network, model().spec)
+    run_batch(cases, model=net, out=tmp_path, settings=SETTINGS, read_ahead=read_ahead)
+    assert len(ahead) == 5
+    assert 0 <= min(ahead) <= max(ahead) <= read_ahead
+
+
+def test_reading_ahead_changes_no_byte(tmp_path: Path) -> None:
+    cases = [*items("a"), ("b", broken), *items("c", "d"), ("e", lambda: case("e", size=5))]
+    contents = []
+    for read_ahead in (0, 1, 3):
+        out = tmp_path / str(read_ahead)
+        run_batch(cases, model=model(), out=out, settings=SETTINGS, read_ahead=read_ahead)
+        files = (path for path in out.rglob("*") if path.is_file())
+        contents.append({path.relative_to(out): path.read_bytes() for path in files})
+    assert len(contents[0]) > 20
+    assert contents[0] == contents[1] == contents[2]
+
+
+def test_rows_and_words_come_in_the_order_of_the_cases(predict: Predict, tmp_path: Path) -> None:
+    predict(tmp_path, items("b", "e"))
+    cases = [*items("d"), ("c", broken), *items("b", "a"), ("0", broken), *items("e", "f")]
+    told: list[tuple[str, str]] = []
+    summary = predict(tmp_path, cases, on_finished=lambda *what: told.append(what))
+    assert (summary.done, summary.skipped) == (["d", "a", "f"], ["b", "e"])
+    assert [failure.scan for failure in summary.failures] == ["c", "0"]
+    assert [row["case"] for row in read_table(tmp_path / "cohort.tsv")] == list("dbaef")
+    assert [scan for scan, _ in told] == list("dcba0ef")
+
+
+def test_a_scan_that_cannot_be_written_costs_that_scan_alone(
+    predict: Predict, tmp_path: Path
+) -> None:
+    (tmp_path / "b").write_text("in the way")
+    summary = predict(tmp_path, items("a", "b", "c"))
+    assert summary.done == ["a", "c"]
+    assert [(f.scan, f.stage) for f in summary.failures] == [("b", "write")]
+    assert not (tmp_path / "ledger" / "b.json").exists()
+
+
+def test_nothing_is_recorded_before_its_files_are_whole(
+    predict: Predict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, recorded = batch_run.Ledger.record, []
+
+    def record(self, identifier, *, outputs, **others) -> None:
+        recorded.append(identifier)
+        assert len(outputs) == 4
+        assert all(path.is_file() for path in outputs)
+        assert not list((tmp_path / identifier).glob(".*"))
+        real(self, identifier, outputs=outputs, **others)
+
+    monkeypatch.setattr(batch_run.Ledger, "record", record)
+    assert predict(tmp_path, items("a", "b")).done == recorded == ["a", "b"]
+
+
+@pytest.mark.parametrize("stage", ["load", "write"])
+def test_the_log_has_the_traceback_of_an_error_in_a_thread(
+    predict: Predict,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    stage: str,
+) -> None:
+    def deep_in_the_thread(*_: object, **__: object) -> Case:
+        raise KeyError("surprise")
+
+    if stage == "write":
+        monkeypatch.setattr(batch_run, "write_prediction", deep_in_the_thread)
+    with caplog.at_level(logging.DEBUG, logger="medseg"):
+        summary = predict(tmp_path, [("a", deep_in_the_thread)] if stage == "load" else items("a"))
+    assert [failure.stage for failure in summary.failures] == [stage]
+    assert f"a failed at stage {stage}: 'surprise'" in caplog.text
+    assert "in deep_in_the_thread" in caplog.text
+
+
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_the_writer_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: signal.Signals
+) -> None:
+    class Stopped(BaseException):
+        pass
+
+    def stop(*_: object) -> None:
+        raise Stopped
+
+    real_write, real_predict = batch_run.write_prediction, batch_run.predict_prepared_case
+    at_work, stopped = threading.Event(), threading.Event()
+
+    def write(prediction, *others, **more):
+        assert at_work.wait(20)
+        signal.pthread_kill(threading.main_thread().ident or 0, kind)
+        assert stopped.wait(20)
+        return real_write(prediction, *others, **more)
+
+    def work(model, prepared, **more):
+        if prepared.identifier == "b":
+            try:
+                at_work.set()
+                for _ in range(2000):  # a signal just before one long wait is seen after it
+                    time.sleep(0.01)
+            finally:
+                stopped.set()
+        return real_predict(model, prepared, **more)
+
+    monkeypatch.setattr(batch_run, "write_prediction", write)
+    monkeypatch.setattr(batch_run, "predict_prepared_case", work)
+    before = signal.signal(kind, stop)
+    try:
+        with pytest.raises(Stopped):
+            run_batch(items("a", "b", "c"), model=model(), out=tmp_path, settings=SETTINGS)
+    finally:
+        signal.signal(kind, before)
+    monkeypatch.undo()
+    assert [row["case"] for row in read_table(tmp_path / "cohort.tsv")] == ["a"]
+    assert read_table(tmp_path / "failures.tsv") == []
+    assert not list(tmp_path.rglob("*.part*"))
+    summary = run_batch(items("a", "b", "c"), model=model(), out=tmp_path, settings=SETTINGS)
+    assert (summary.skipped, summary.done) == (["a"], ["b", "c"])
+
+
+def test_what_was_read_ahead_and_dropped_keeps_its_old_result(
+    predict: Predict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predict(tmp_path, items("a", "b"))
+
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(batch_run, "predict_prepared_case", stop)
+    with pytest.raises(KeyboardInterrupt):
+        predict(tmp_path, items("a", "b"), resume=False)
+    monkeypatch.undo()
+    summary = predict(tmp_path, items("a", "b"))
+    assert (summary.done, summary.skipped) == (["a"], ["b"])
+
+
+def test_the_parts_of_the_time_are_within_the_whole(
+    predict: Predict, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, logger="medseg"):
+        seconds = dict(predict(tmp_path, [*items("a"), ("b", broken), *items("c")]).seconds)
+    total = seconds.pop("total")
+    assert set(seconds) == {"predict", "wait_read", "wait_write"}
+    assert min(seconds.values()) >= 0
+    assert 0 < sum(seconds.values()) <= total
+    told = [record.message for record in caplog.records if " waited " in record.message]
+    assert [message.split(":")[0] for message in told] == ["a", "c"]
+    assert caplog.records[-1].message.startswith(f"the batch took {total:.1f} s: ")
+
+
+def test_an_empty_batch_has_empty_tables(predict: Predict, tmp_path: Path) -> None:
+    summary = predict(tmp_path, [])
+    assert summary.total == 0
+    assert set(summary.seconds) == {"total", "predict", "wait_read", "wait_write"}
+    assert read_table(tmp_path / "cohort.tsv") == []
+
+
+def test_reading_ahead_by_less_than_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="read_ahead is -1"):
+        run_batch(items("a"), model=model(), out=tmp_path, read_ahead=-1)

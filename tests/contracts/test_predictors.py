@@ -12,6 +12,7 @@ SHAPE = (13, 9, 11)
 WHOLE = PredictSettings()
 BLOCKS = PredictSettings(window=(6, 5, 4), overlap=0.5)
 BUDGET = PredictSettings(max_window_voxels=150, overlap=0.25)
+FAST = PredictSettings(max_window_voxels=150, profile="fast")
 SLICES = PredictSettings(slices_per_batch=4)
 SLICE_BLOCKS = PredictSettings(window=(6, 4), overlap=0.5, slices_per_batch=3)
 
@@ -19,6 +20,7 @@ WAYS = {
     "whole volume": (3, WHOLE),
     "3D windows": (3, BLOCKS),
     "3D windows from a memory bound": (3, BUDGET),
+    "3D windows with the least overlap": (3, FAST),
     "whole slices": (2, SLICES),
     "windows of slices": (2, SLICE_BLOCKS),
 }
@@ -40,7 +42,7 @@ class PerVoxel(nn.Module):
 
 
 def test_every_way_is_seen() -> None:
-    assert len(WAYS) == 5
+    assert len(WAYS) == 6
     assert {dims for dims, _ in WAYS.values()} == {2, 3}
 
 
@@ -92,9 +94,9 @@ def test_slices_are_axial_and_in_order() -> None:
         def forward(self, images: Tensor) -> Tensor:
             return images.mean(dim=(1, 2, 3), keepdim=True).expand(-1, 1, *images.shape[2:])
 
-    image = torch.arange(5.0).expand(1, 3, 4, 5)
+    image = torch.arange(1.0, 6.0).expand(1, 3, 4, 5)
     predictor = SlidingWindow(SliceMean(), mode="regions", dims=2, settings=SLICES)
-    torch.testing.assert_close(predictor(image)[0, 0, 0], torch.arange(5.0).sigmoid())
+    torch.testing.assert_close(predictor(image)[0, 0, 0], torch.arange(1.0, 6.0).sigmoid())
 
 
 def test_temperature_softens() -> None:

@@ -83,7 +83,7 @@ def test_classes_take_the_most_probable_and_leave_the_background_out(case: Case)
     prediction = predict(case, spec(mode="classes"))
     # The first logit, -9, is the background's now.
     assert prediction.regions == ("whole",)
-    assert prediction.probability.shape == (1, *case.grid.shape)
+    assert prediction.probability.stacked().shape == (1, *case.grid.shape)
     assert torch.equal(prediction.mask[0], case.scans["flair"].data > CUT - 9)
 
 
@@ -94,8 +94,9 @@ def test_resampling_there_and_back_keeps_the_lesions_in_place(case: Case) -> Non
     found = prediction.mask[1]
     overlap = 2 * (found & truth).sum() / (found.sum() + truth.sum())
     assert overlap > 0.85
-    assert prediction.probability.shape == (2, *case.grid.shape)
-    assert 0 <= prediction.probability.min() <= prediction.probability.max() <= 1
+    probability = prediction.probability.stacked()
+    assert probability.shape == (2, *case.grid.shape)
+    assert 0 <= probability.min() <= probability.max() <= 1
 
 
 def test_lesions_have_place_size_and_certainty(case: Case) -> None:
@@ -122,9 +123,10 @@ def test_posterior_samples_give_uncertainty_and_an_interval(case: Case) -> None:
     prediction = predict_variational(case)
     assert prediction.samples == 5
     assert prediction.volumes_ml.shape == (5, 2)
-    assert prediction.std.max() > 0
-    assert prediction.mutual_information_nats.min() >= 0
-    assert (prediction.mutual_information_nats <= prediction.entropy_nats + 1e-5).all()
+    assert prediction.std.stacked().max() > 0
+    information = prediction.mutual_information_nats.stacked()
+    assert information.min() >= 0
+    assert (information <= prediction.entropy_nats.stacked() + 1e-5).all()
     interval = prediction.volume_interval("whole")
     assert interval.low_ml <= interval.median_ml <= interval.high_ml
     assert interval.low_ml < interval.high_ml
@@ -132,9 +134,9 @@ def test_posterior_samples_give_uncertainty_and_an_interval(case: Case) -> None:
 
 def test_same_seed_gives_the_same_prediction(case: Case) -> None:
     one, same, other = (predict_variational(case, seed=seed) for seed in (0, 0, 1))
-    assert torch.equal(one.probability, same.probability)
+    assert torch.equal(one.probability.stacked(), same.probability.stacked())
     assert (one.volumes_ml == same.volumes_ml).all()
-    assert not torch.equal(one.probability, other.probability)
+    assert not torch.equal(one.probability.stacked(), other.probability.stacked())
 
 
 def test_a_missing_modality_is_refused_by_name(case: Case) -> None:

@@ -1,5 +1,6 @@
 """Round trips, and nibabel and SimpleITK as oracles; refusals are in test_nifti_refusals.py."""
 
+import gzip
 import warnings
 
 import nibabel as nib
@@ -215,6 +216,34 @@ def test_the_same_voxels_give_the_same_bytes(tmp_path) -> None:
     write_scan(tmp_path / "a.nii.gz", scan)
     write_scan(tmp_path / "b.nii.gz", scan)
     assert (tmp_path / "a.nii.gz").read_bytes() == (tmp_path / "b.nii.gz").read_bytes()
+
+
+def test_a_packed_file_is_plain_gzip_without_name_or_time(tmp_path) -> None:
+    scan = Scan(torch.from_numpy(_data()), Grid(SHAPE, np.eye(4)))
+    write_scan(tmp_path / "a.nii.gz", scan)
+    write_scan(tmp_path / "a.nii", scan)
+    packed, plain = (tmp_path / "a.nii.gz").read_bytes(), (tmp_path / "a.nii").read_bytes()
+    assert packed[:8] == b"\x1f\x8b\x08" + bytes(5)
+    assert gzip.decompress(packed) == plain
+    back = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "a.nii.gz"))).T
+    assert np.array_equal(back, scan.data.numpy())
+
+
+def test_whatever_packed_it_is_read(tmp_path) -> None:
+    scan = Scan(torch.from_numpy(_data()), Grid(SHAPE, np.eye(4)))
+    write_scan(tmp_path / "a.nii", scan)
+    content = (tmp_path / "a.nii").read_bytes()
+    parts = [gzip.compress(content[at : at + 300], at // 300) for at in range(0, len(content), 300)]
+    ways = {
+        "best": gzip.compress(content, 9),
+        "stored": gzip.compress(content, 0),
+        "in members": b"".join(parts),
+        "padded": gzip.compress(content) + bytes(512),
+    }
+    for packed in ways.values():
+        (tmp_path / "b.nii.gz").write_bytes(packed)
+        assert torch.equal(read_scan(tmp_path / "b.nii.gz").data, scan.data)
+        assert read_grid(tmp_path / "b.nii.gz").matches(scan.grid, tolerance_mm=0.0)
 
 
 def test_writing_refuses_other_endings_and_shapes(tmp_path) -> None:

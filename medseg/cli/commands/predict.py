@@ -1,7 +1,7 @@
 """``medseg predict``: masks, uncertainty and volumes for one scan or many."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -11,20 +11,51 @@ def predict(
     input: Annotated[Path, typer.Argument(help="A scan, a case folder, or a folder of cases.")],
     out: Annotated[Path, typer.Argument(help="Folder for the results.")],
     samples: Annotated[int, typer.Option(help="Posterior samples.", min=1)] = 10,
+    posterior: Annotated[
+        Literal["full", "coarse"],
+        typer.Option(help="Resolution of samples; coarse is experimental."),
+    ] = "full",
+    profile: Annotated[
+        Literal["fast", "default", "best"],
+        typer.Option(help="fast: least work, int8 where it agrees; best: half overlap, float32."),
+    ] = "default",
+    engine: Annotated[
+        Literal["auto", "eager", "torch", "openvino", "onnx"],
+        typer.Option(help="What runs a deterministic network; auto measures once per model."),
+    ] = "auto",
+    memory: Annotated[
+        str | None,
+        typer.Option(help="Memory to keep to, as 4G or 500M; by default most of what is free."),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda ...")] = "auto",
     seed: Annotated[int, typer.Option(help="Of the samples.")] = 0,
 ) -> None:
     """Segment scans; one that cannot be read does not stop the others."""
+    from functools import partial
+
     from medseg.batch.cases import find_cases
     from medseg.batch.run import run_batch
     from medseg.cli.session import begin, log
+    from medseg.inference.memory import check_reading, parse_memory
     from medseg.inference.model import load_model
     from medseg.inference.settings import PredictSettings
+    from medseg.networks.precision import resolve_device
 
     begin(out)
+    memory_gib = None if memory is None else parse_memory(memory)
+    settings = PredictSettings(
+        profile=profile,
+        engine=engine,
+        memory_gib=memory_gib,
+        samples=samples,
+        posterior=posterior,
+        device=device,
+        seed=seed,
+    )
+    on_gpu = resolve_device(device).type == "cuda"
+    check = partial(check_reading, memory_gib=None if on_gpu else memory_gib)
     loaded = load_model(model)
-    cases = find_cases(input, channels=loaded.spec.channels)
-    settings = PredictSettings(samples=samples, device=device, seed=seed)
+    cases = find_cases(input, channels=loaded.spec.channels, check=check)
 
     def tell(identifier: str, outcome: str) -> None:
         log.info("%s %s", identifier, outcome)
