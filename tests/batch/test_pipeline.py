@@ -158,6 +158,15 @@ def test_the_traceback_of_a_thread_comes_with_its_error() -> None:
     assert "deep_in_the_writer" in [entry.name for entry in caught.traceback]
 
 
+@pytest.fixture
+def _interruptible() -> Iterator[None]:
+    """A process that was started in the background ignores SIGINT, and so would its tests."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_interruptible")
 def test_an_interruption_while_the_writer_works_lets_it_finish() -> None:
     at_work, interrupted = threading.Event(), threading.Event()
 

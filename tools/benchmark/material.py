@@ -143,7 +143,13 @@ def train_stage(
     augment = AugmentSettings(modality_dropout=0.25)
     patch = PatchSettings(size=(side, side, side), batch_size=1, lesion_fraction=0.7)
     objective = SegmentationObjective(mode="regions", settings=LossSettings(), network=network)
-    settings = TrainingSettings(steps=steps, learning_rate=rate, ema_decay=0.9, device="cpu")
+    settings = TrainingSettings(
+        steps=steps,
+        learning_rate=rate,
+        warm_up_steps=steps // 10,
+        ema_decay=0.9,
+        device="cpu",
+    )
     sampler = PatchSampler(cases, patch=patch, augment=augment, seed=side)
     spent, result = seconds_of(lambda: train(network, objective, sampler, settings=settings))
     return {"side": side, "steps": steps, "seconds": spent, "last": result.history[-1]}
