@@ -14,7 +14,7 @@ from medseg.batch.pipeline import PREDICT, WAIT_READ, WAIT_WRITE, Seconds, no_se
 from medseg.errors import ConfigError, DataError, MedsegError, ScanError
 from medseg.inference.model import Model
 from medseg.inference.outputs import case_folder, cohort_rows, write_prediction
-from medseg.inference.predict import Prediction, predict_prepared_case, prepare_for
+from medseg.inference.predict import Observation, observe, prepare_for
 from medseg.inference.provenance import (
     case_sha256,
     settings_sha256,
@@ -70,9 +70,9 @@ class Failure:
 class BatchSummary:
     """What became of each scan, by identifier, and where the time went.
 
-    ``seconds`` are those of the calling thread: ``total``, and of it ``predict`` (the network, and
-    what is made of its output), ``wait_read`` and ``wait_write`` (all of reading and writing where
-    nothing is read ahead). ``predict / total`` is the share of the time that was not lost to files.
+    ``seconds`` are those of the calling thread: ``total``, and of it ``predict`` (the network),
+    ``wait_read`` and ``wait_write`` (all of reading, deciding and writing where nothing is read
+    ahead). ``predict / total`` is the share of the time that the network had.
     """
 
     done: list[str] = field(default_factory=list)
@@ -108,7 +108,7 @@ class _Predicted:
     """A scan that waits to be written."""
 
     work: Work
-    prediction: Prediction
+    observation: Observation
 
 
 _End = _Finished | Failure
@@ -145,25 +145,29 @@ class _Run:
             return _failure(identifier, stage, error)
 
     def predict(self, ready: _Ready | _End) -> _Predicted | _End:
-        """Return the prediction for a scan."""
+        """Return what the network says of a scan."""
         if not isinstance(ready, _Ready):
             return ready
         identifier = ready.prepared.identifier
         try:
             # Not when it is read: what is read ahead may be dropped, and its old files stay good.
             self.ledger.forget(identifier)
-            prediction = predict_prepared_case(self.model, ready.prepared, settings=self.settings)
-            return _Predicted(ready.work, prediction)
+            return _Predicted(
+                ready.work, observe(self.model, ready.prepared, settings=self.settings)
+            )
         except Exception as error:
             return _failure(identifier, "predict", error)
 
     def write(self, predicted: _Predicted | _End) -> _End:
-        """Write a scan's files, and only then its ledger entry."""
+        """Decide masks and lesions, write a scan's files, and only then its ledger entry."""
         if not isinstance(predicted, _Predicted):
             return predicted
-        prediction, work = predicted.prediction, predicted.work
-        identifier = prediction.identifier
+        observation, work = predicted.observation, predicted.work
+        identifier = observation.identifier
+        stage: Stage = "predict"
         try:
+            prediction = observation.conclude()
+            stage = "write"
             paths = write_prediction(prediction, self.out, provenance=_provenance(self, work))
             rows = cohort_rows(prediction)
             # With one region two names stand for one file; the order is the same in every run.
@@ -171,7 +175,7 @@ class _Run:
             self.ledger.record(identifier, work=work, outputs=outputs, rows=rows)
             return _Finished(identifier, "done", rows)
         except Exception as error:
-            return _failure(identifier, "write", error)
+            return _failure(identifier, stage, error)
 
 
 def run_batch(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medseg.data.regions import RegionSettings
+from medseg.errors import ModelError
 from medseg.geometry import Grid
 from medseg.inference.compute import engine_for, with_profile
 from medseg.inference.lesions import Lesion, PackedMasks, find_lesions
@@ -21,7 +22,7 @@ from medseg.inference.posterior import (
     sample_probabilities,
 )
 from medseg.inference.settings import PredictSettings
-from medseg.inference.uncertainty import RunningStatistics
+from medseg.inference.uncertainty import RunningStatistics, SampleStatistics
 from medseg.networks.precision import resolve_device
 from medseg.preprocess.lattice import bounding_box
 from medseg.preprocess.prepare import PreparedCase, prepare
@@ -155,7 +156,91 @@ def prepare_for(model: Model, case: Case) -> PreparedCase:
 def predict_prepared_case(
     model: Model, prepared: PreparedCase, *, settings: PredictSettings | None = None
 ) -> Prediction:
-    """Return the prediction for a case that is prepared already; see :func:`predict_case`.
+    """Return the prediction for a case that is prepared already; see :func:`predict_case`."""
+    return observe(model, prepared, settings=settings).conclude()
+
+
+@dataclass(frozen=True, eq=False)
+class Observation:
+    """What the network said of one case, before anything is made of it on the case's own grid.
+
+    Concluding needs no network, so that a batch can do it while the network is at the next case.
+
+    Parameters
+    ----------
+    identifier, subject : str
+    grid, source_grid : Grid
+        What the network saw, and the case's own.
+    regions : RegionSettings
+    definition : tuple of tuple of int
+        As in :class:`Prediction`.
+    settings : PredictSettings
+    statistics : sequence of SampleStatistics
+        One for each channel of the head.
+    samples : tuple of PackedMasks
+        Of each region, in every sample but the last.
+    last : Tensor, shape (channels, x', y', z')
+        Probabilities of the last sample, on the network's grid.
+    """
+
+    identifier: str
+    subject: str
+    grid: Grid
+    source_grid: Grid
+    regions: RegionSettings
+    definition: tuple[tuple[int, ...], ...]
+    settings: PredictSettings
+    statistics: Sequence[SampleStatistics]
+    samples: tuple[PackedMasks, ...]
+    last: Tensor
+
+    def conclude(self) -> Prediction:
+        """Return masks, maps, volumes and lesions on the case's own grid; to be called once."""
+        grids = self.grid, self.source_grid
+        _keep_decided(self.samples, SourceMaps(self.last, *grids), self.regions, self.settings)
+        mean = SourceMaps(torch.stack([one.probability for one in self.statistics]), *grids)
+        if len(self.samples[0]) == 1:
+            # The mean of one sample is that sample.
+            mask = torch.stack([torch.from_numpy(kept[0]) for kept in self.samples])
+        else:
+            mask = torch.stack([*_decided(mean, self.regions, self.settings.threshold)])
+        # A softmax head's background is left out.
+        named = self.statistics[-len(self.regions.names) :]
+        std = SourceMaps(torch.stack([one.std for one in named]), *grids)
+        lesions = [
+            lesion
+            for index, name in enumerate(self.regions.names)
+            for lesion in find_lesions(
+                mask[index],
+                region=name,
+                grid=self.source_grid,
+                samples=self.samples[index],
+                std=std[index],
+                settings=self.settings.lesions,
+            )
+        ]
+        return Prediction(
+            identifier=self.identifier,
+            subject=self.subject,
+            grid=self.source_grid,
+            regions=tuple(self.regions.names),
+            definition=self.definition,
+            probability=SourceMaps(mean.values[-len(named) :], *grids),
+            mask=mask,
+            entropy_nats=SourceMaps(torch.stack([one.entropy_nats for one in named]), *grids),
+            mutual_information_nats=SourceMaps(
+                torch.stack([one.mutual_information_nats for one in named]), *grids
+            ),
+            std=std,
+            volumes_ml=_volumes_ml(self.samples, self.source_grid),
+            lesions=tuple(lesions),
+        )
+
+
+def observe(
+    model: Model, prepared: PreparedCase, *, settings: PredictSettings | None = None
+) -> Observation:
+    """Run the network over a prepared case; see :func:`predict_case`.
 
     Notes
     -----
@@ -164,50 +249,30 @@ def predict_prepared_case(
     the mask's and the lesions' are of one kind.
     """
     chosen, regions = settings or PredictSettings(), model.spec.regions
-    shape = prepared.source_grid.shape
-    samples = [PackedMasks(shape) for _ in regions.names]
+    grids, shape = (prepared.grid, prepared.source_grid), prepared.source_grid.shape
+    samples = tuple(PackedMasks(shape) for _ in regions.names)
     # One for each channel, so that what an update takes is as large as one channel.
     running = [RunningStatistics() for _ in range(regions.channels)]
+    last = None
     for sample in predict_image(model, prepared.image, settings=chosen, source_shape=shape):
+        if last is not None:
+            _keep_decided(samples, SourceMaps(last, *grids), regions, chosen)
         for moments, channel in zip(running, sample, strict=True):
             moments.add(channel)
-        masks = _decided(_maps(prepared, sample), regions, chosen.threshold)
-        for kept, mask in zip(samples, masks, strict=True):
-            kept.add(mask)
-    found = [moments.result() for moments in running]
-    del running, sample
-    mean = _maps(prepared, torch.stack([one.probability for one in found]))
-    mask = torch.stack([*_decided(mean, regions, chosen.threshold)])
-    # A softmax head's background is left out.
-    named = found[-len(regions.names) :]
-    std = _maps(prepared, torch.stack([one.std for one in named]))
-    lesions = [
-        lesion
-        for index, name in enumerate(regions.names)
-        for lesion in find_lesions(
-            mask[index],
-            region=name,
-            grid=prepared.source_grid,
-            samples=samples[index],
-            std=std[index],
-            settings=chosen.lesions,
-        )
-    ]
-    return Prediction(
+        last = sample
+    if last is None:
+        raise ModelError("A model gives at least one sample, but it gave none.")
+    return Observation(
         identifier=prepared.identifier,
         subject=prepared.subject,
-        grid=prepared.source_grid,
-        regions=tuple(regions.names),
+        grid=prepared.grid,
+        source_grid=prepared.source_grid,
+        regions=regions,
         definition=tuple(tuple(model.spec.region_definition[name]) for name in regions.names),
-        probability=_maps(prepared, mean.values[-len(regions.names) :]),
-        mask=mask,
-        entropy_nats=_maps(prepared, torch.stack([one.entropy_nats for one in named])),
-        mutual_information_nats=_maps(
-            prepared, torch.stack([one.mutual_information_nats for one in named])
-        ),
-        std=std,
-        volumes_ml=_volumes_ml(samples, prepared.source_grid),
-        lesions=tuple(lesions),
+        settings=chosen,
+        statistics=[moments.result() for moments in running],
+        samples=samples,
+        last=last,
     )
 
 
@@ -221,7 +286,8 @@ def predict_image(
     """Yield the probabilities (n, x, y, z) of a prepared image, one posterior sample after another.
 
     The engine and the windows are those of the settings; where these leave them open, what is
-    fastest and what fits into memory. Profile "fast" looks at the box of what is not 0 only.
+    fastest and what fits into memory. Only profile "best" looks at more than the box of what is not
+    0: a margin of nothing changes the statistics that normalisation sees.
 
     Parameters
     ----------
@@ -238,7 +304,7 @@ def predict_image(
         Settings that do not fit the model or this machine, or too little memory.
     """
     wanted = with_profile(settings or PredictSettings())
-    if wanted.profile != "fast" or not bool(image.any()):
+    if wanted.profile == "best" or not bool(image.any()):
         yield from _samples(model, image, wanted, source_shape)
         return
     # The margin around the brain is work too, and no brain.
@@ -268,10 +334,6 @@ def _samples(
     yield from sample_probabilities(network, image, head=model.head, settings=chosen, engine=engine)
 
 
-def _maps(prepared: PreparedCase, values: Tensor) -> SourceMaps:
-    return SourceMaps(values, prepared.grid, prepared.source_grid)
-
-
 def _decided(maps: SourceMaps, regions: RegionSettings, threshold: float) -> Iterator[Tensor]:
     """Yield the mask (x, y, z) of each region, one map at a time.
 
@@ -297,6 +359,16 @@ def _decided(maps: SourceMaps, regions: RegionSettings, threshold: float) -> Ite
     yield from (winner == index for index in range(1, len(maps)))
 
 
-def _volumes_ml(samples: list[PackedMasks], grid: Grid) -> NDArray[np.float64]:
+def _keep_decided(
+    samples: Sequence[PackedMasks],
+    sample: SourceMaps,
+    regions: RegionSettings,
+    settings: PredictSettings,
+) -> None:
+    for kept, mask in zip(samples, _decided(sample, regions, settings.threshold), strict=True):
+        kept.add(mask)
+
+
+def _volumes_ml(samples: Sequence[PackedMasks], grid: Grid) -> NDArray[np.float64]:
     voxels = [[np.count_nonzero(kept[k]) for kept in samples] for k in range(len(samples[0]))]
     return np.array(voxels, dtype=np.float64) * grid.voxel_volume_mm3 / 1000.0

@@ -320,7 +320,7 @@ def test_a_signal_while_the_writer_works(
     def stop(*_: object) -> None:
         raise Stopped
 
-    real_write, real_predict = batch_run.write_prediction, batch_run.predict_prepared_case
+    real_write, real_predict = batch_run.write_prediction, batch_run.observe
     at_work, stopped = threading.Event(), threading.Event()
 
     def write(prediction, *others, **more):
@@ -340,7 +340,7 @@ def test_a_signal_while_the_writer_works(
         return real_predict(model, prepared, **more)
 
     monkeypatch.setattr(batch_run, "write_prediction", write)
-    monkeypatch.setattr(batch_run, "predict_prepared_case", work)
+    monkeypatch.setattr(batch_run, "observe", work)
     before = signal.signal(kind, stop)
     try:
         with pytest.raises(Stopped):
@@ -363,7 +363,7 @@ def test_what_was_read_ahead_and_dropped_keeps_its_old_result(
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(batch_run, "predict_prepared_case", stop)
+    monkeypatch.setattr(batch_run, "observe", stop)
     with pytest.raises(KeyboardInterrupt):
         predict(tmp_path, items("a", "b"), resume=False)
     monkeypatch.undo()
