@@ -1,9 +1,14 @@
 """``medseg predict``: masks, uncertainty and volumes for one scan or many."""
 
+from __future__ import annotations
+
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+if TYPE_CHECKING:
+    from medseg.batch.run import BatchSummary
 
 
 def predict(
@@ -29,6 +34,9 @@ def predict(
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda ...")] = "auto",
     seed: Annotated[int, typer.Option(help="Of the samples.")] = 0,
+    read_ahead: Annotated[
+        int, typer.Option(help="Scans read while the network works; 0 saves memory.", min=0)
+    ] = 1,
 ) -> None:
     """Segment scans; one that cannot be read does not stop the others."""
     from functools import partial
@@ -60,7 +68,18 @@ def predict(
     def tell(identifier: str, outcome: str) -> None:
         log.info("%s %s", identifier, outcome)
 
-    summary = run_batch(cases, model=loaded, out=out, settings=settings, on_finished=tell)
+    summary = run_batch(
+        cases,
+        model=loaded,
+        out=out,
+        settings=settings,
+        on_finished=tell,
+        read_ahead=read_ahead,
+    )
+    _end(summary, out)
+
+
+def _end(summary: BatchSummary, out: Path) -> None:
     for failure in summary.failures:
         typer.echo(f"{failure.scan}\t{failure.stage}\t{failure.reason}\t{failure.hint}")
     typer.echo(
