@@ -225,22 +225,15 @@ def test_the_command_line_runs_outside_the_first_thread() -> None:
     assert codes == [0]
 
 
-def test_help_is_fast_and_does_not_load_torch() -> None:
+def test_help_does_not_load_torch() -> None:
     code = (
-        "import sys, time; start = time.perf_counter()\n"
+        "import sys\n"
         "from medseg.cli.main import main\n"
         "code = main(['--help'])\n"
         "sys.exit(code or 10 * ('torch' in sys.modules or 'numpy' in sys.modules))"
     )
-    seconds = []
-    for _ in range(3):
-        started = time.perf_counter()
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
-        seconds.append(time.perf_counter() - started)
-        assert done.returncode == 0, done.stderr
-        if seconds[-1] < 1.0:
-            break
-    assert min(seconds) < 1.5
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 # --- predict --------------------------------------------------------------------------------------

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -27,6 +29,7 @@ from medseg.inference.predict import predict_image
 from medseg.inference.settings import PredictSettings
 from medseg.io.nifti import write_scan
 from medseg.networks.precision import native_bf16
+from medseg.networks.unet import UNet
 from medseg.scan import Scan
 from medseg.seeding import seeded_torch
 from medseg.variational.convert import to_variational
@@ -220,6 +223,36 @@ def batch(*, folder: str, scans: list[int]) -> dict[str, Any]:
         "points": points[1:],
         "first_seconds": points[0]["seconds"],
         "peak_mib": memory_mib()[1],
+    }
+
+
+def start_up(*, folder: str, repeats: int) -> dict[str, Any]:
+    """Time ``medseg --help``, and ``medseg predict`` on a tiny scan with a tiny network."""
+    root = Path(folder) / "tiny"
+    model, scans = root / "model", root / "scans"
+    if not model.is_dir():
+        spec = load_model(Path(folder) / "model").spec
+        tiny = replace(spec.architecture, widths=(8, 16))
+        Model(UNet(tiny), replace(spec, architecture=tiny)).save(model)
+        affine = np.diag([1.0, 1.0, 1.0, 1.0])
+        generator = torch.Generator().manual_seed(0)
+        for name in spec.channels:
+            values = torch.rand(24, 24, 24, generator=generator) + 1
+            write_scan(scans / "a" / f"{name}.nii.gz", Scan(values, Grid((24, 24, 24), affine)))
+
+    def seconds(*arguments: str) -> float:
+        start = "from medseg.cli.main import entry; entry()"
+        command = [sys.executable, "-c", start, *arguments]
+        return seconds_of(lambda: subprocess.run(command, check=True, capture_output=True))[0]
+
+    def predicted() -> float:
+        out = root / "out"
+        shutil.rmtree(out, ignore_errors=True)
+        return seconds("predict", str(model), str(scans), str(out), "--device", "cpu")
+
+    return {
+        "help_seconds": [seconds("--help") for _ in range(repeats)],
+        "predict_seconds": [predicted() for _ in range(repeats)],
     }
 
 

@@ -253,6 +253,14 @@ def scaling_tasks(scale: Scale, *, folder: str) -> list[Task]:
             arguments={"folder": folder, "scans": list(scale.scans)},
         )
     )
+    tasks.append(
+        Task(
+            section="start-up",
+            name="medseg",
+            call="ours:start_up",
+            arguments={"folder": folder, "repeats": 3},
+        )
+    )
     return tasks
 
 
