@@ -234,11 +234,13 @@ def start_up(*, folder: str, repeats: int) -> dict[str, Any]:
         spec = load_model(Path(folder) / "model").spec
         tiny = replace(spec.architecture, widths=(8, 16))
         Model(UNet(tiny), replace(spec, architecture=tiny)).save(model)
-        affine = np.diag([1.0, 1.0, 1.0, 1.0])
-        generator = torch.Generator().manual_seed(0)
-        for name in spec.channels:
-            values = torch.rand(24, 24, 24, generator=generator) + 1
-            write_scan(scans / "a" / f"{name}.nii.gz", Scan(values, Grid((24, 24, 24), affine)))
+        grid, inside = Grid((24, 24, 24), np.diag([2.0, 2.0, 2.0, 1.0])), (slice(3, 21),) * 3
+        (scans / "a").mkdir(parents=True)
+        for seed, name in enumerate(spec.channels):
+            values = torch.zeros(grid.shape)
+            generator = torch.Generator().manual_seed(seed)
+            values[inside] = torch.rand(18, 18, 18, generator=generator) + 1
+            write_scan(scans / "a" / f"{name}.nii.gz", Scan(values, grid))
 
     def seconds(*arguments: str) -> float:
         start = "from medseg.cli.main import entry; entry()"
