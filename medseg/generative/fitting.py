@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from pydantic import Field
@@ -50,11 +50,19 @@ class FitRecord:
         Mean objective over the last steps in nats per item, with its KL weight.
     validation_nats : float, optional
         Mean bound of the held-out items in nats per item; none without such items.
+    warnings : list of str
+        What a reader must know, in sentences: a collapse, a component without items.
     """
 
     steps: int
     train_nats: float
     validation_nats: float | None
+    warnings: list[str] = field(default_factory=list)
+
+    def shifted(self, nats: float) -> "FitRecord":
+        """Return the record with ``nats`` added, such as the change of volume of other units."""
+        held = None if self.validation_nats is None else self.validation_nats + nats
+        return replace(self, train_nats=self.train_nats + nats, validation_nats=held)
 
 
 BatchLoss = Callable[[Tensor, float], Tensor]

@@ -1,4 +1,4 @@
-"""The promise every generative model keeps."""
+"""The promise every generative model keeps; ``base.py`` holds what they share."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from medseg.generative.fitting import FitRecord
 Items = Float[Tensor, "m *event"]
 Conditions = Float[Tensor, "m c"]
 PerItem = Float[Tensor, " m"]
+Codes = Float[Tensor, "m k"]
 
 
 @runtime_checkable
@@ -29,9 +30,13 @@ class GenerativeModel(Protocol):
     ----------
     event_shape : tuple of int
         Shape of one item.
+    provides : frozenset of str
+        Which of the methods below it has; the others raise
+        :class:`~medseg.errors.ModelError` and name the kinds that have them.
     """
 
     event_shape: tuple[int, ...]
+    provides: frozenset[str]
 
     def fit(
         self, items: Items, *, generator: torch.Generator, condition: Conditions | None = None
@@ -53,6 +58,16 @@ class GenerativeModel(Protocol):
         condition: Conditions | None = None,
     ) -> PerItem:
         """Return a lower bound (if random, in expectation) on log p in nats, (m,)."""
+        ...
+
+    def energy(
+        self,
+        items: Items,
+        *,
+        generator: torch.Generator | None = None,
+        condition: Conditions | None = None,
+    ) -> PerItem:
+        """Return -log p in nats up to a constant, (m,); minus the bound where there is one."""
         ...
 
     def save(self, folder: Path) -> None:

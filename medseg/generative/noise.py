@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
+
+#: Of every normal log density.
+LOG_TWO_PI = math.log(2 * math.pi)
 
 
 def draw_normal(
@@ -22,3 +27,8 @@ def draw_uniform(shape: tuple[int, ...], *, like: Tensor, generator: torch.Gener
     """Return numbers uniform on [-1, 1), drawn like :func:`draw_normal`."""
     numbers = torch.rand(shape, generator=generator, device=generator.device, dtype=like.dtype)
     return (2 * numbers - 1).to(like.device)
+
+
+def draw_seed(generator: torch.Generator) -> int:
+    """Return a seed for a library that takes an integer instead of a torch generator."""
+    return int(torch.randint(2**31 - 1, (), generator=generator, device=generator.device))

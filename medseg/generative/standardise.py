@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from medseg.generative.covariance import shrunk_covariance
+from medseg.generative.fitting import split_items
 
 Standardisation = Literal["none", "scale", "whiten"]
 
@@ -62,3 +63,24 @@ class Standardiser(nn.Module):
     def inverse(self, vectors: Tensor) -> Tensor:
         """Return x for ``u``, both (m, d)."""
         return vectors @ self.inverse_map.T + self.offset
+
+
+def split_and_standardise(
+    vectors: Tensor,
+    standardiser: Standardiser,
+    *,
+    kind: Standardisation,
+    fraction: float,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Fit ``standardiser`` to the training share of vectors (m, d).
+
+    Returns
+    -------
+    u, train, held : Tensor
+        All vectors in the new units, (m, d), and the row numbers to train and to validate on.
+    """
+    train, held = split_items(len(vectors), fraction=fraction, generator=generator)
+    train, held = train.to(vectors.device), held.to(vectors.device)
+    standardiser.fit(vectors[train], kind)
+    return standardiser(vectors), train, held

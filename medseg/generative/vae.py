@@ -1,24 +1,22 @@
 """A dense variational autoencoder with a learned decoder deviation."""
 
-import itertools
 import math
-from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import Field, TypeAdapter
+from pydantic import Field
 from torch import Tensor, nn
 
-from medseg.errors import ModelError, ShapeError
-from medseg.generative.fitting import FitRecord, FitSettings, fit_by_gradient, split_items
-from medseg.generative.model import Conditions, Items, PerItem
-from medseg.generative.noise import draw_normal, draw_uniform
-from medseg.generative.standardise import Standardisation, Standardiser
-from medseg.generative.storage import read_folder, write_folder
+from medseg.errors import ModelError
+from medseg.generative.base import CAPABILITIES, GenerativeBase
+from medseg.generative.fitting import FitRecord, FitSettings, fit_by_gradient
+from medseg.generative.layers import dense, join, reset, rows_of
+from medseg.generative.model import Codes, Conditions, Items, PerItem
+from medseg.generative.noise import LOG_TWO_PI, draw_normal, draw_uniform
+from medseg.generative.standardise import Standardisation, Standardiser, split_and_standardise
 from medseg.seeding import torch_generator
 from medseg.settings import settings
 
-LOG_TWO_PI = math.log(2 * math.pi)
 # Size of the last layers at the start, relative to the usual one.
 _START_GAIN = 0.1
 # Rows of the hidden layer that are computed at once when many codes are drawn per item.
@@ -29,6 +27,9 @@ _ROWS_AT_ONCE = 32_768
 class VaeSettings:
     """Size and likelihood of a variational autoencoder, and how it is fitted."""
 
+    #: p(x | z): normal, or independent coins for masks, whose items lie in [0, 1] and are not
+    #: standardised.
+    likelihood: Literal["gaussian", "bernoulli"] = "gaussian"
     #: Numbers in a code z.
     latent: int = Field(default=6, ge=1)
     #: Widths of the hidden layers of the encoder; the decoder has them in reverse. Empty: linear.
@@ -51,35 +52,58 @@ class VaeSettings:
 
 
 class Encoder(nn.Module):
-    """The inference network q(z | x) = N(mean, std^2), from u and the condition."""
+    """The inference network q(z | x) = N(mean, std^2), from u and the condition.
 
-    def __init__(self, size: int, settings: VaeSettings) -> None:
+    Parameters
+    ----------
+    net : Module
+        From the numbers of u and of the condition, side by side, to two numbers per number of z.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
         super().__init__()
-        self.net = _dense([size + settings.condition_size, *settings.hidden, 2 * settings.latent])
+        self.net = net
 
     def forward(self, u: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return mean and log standard deviation of the code, each (m, latent)."""
-        mean, log_std = self.net(_join(u, condition)).chunk(2, dim=1)
+        mean, log_std = self.net(join(u, condition)).chunk(2, dim=1)
         # No posterior is broader than the prior it came from: without the upper limit, an item far
         # from all that were seen draws wild codes and loses thousands of nats.
         return mean, log_std.clamp(-8.0, 1.0)
 
 
 class Decoder(nn.Module):
-    """The likelihood p(u | z) = N(mean, std^2): from (z, condition) to ``mean`` and ``log_std``."""
+    """The likelihood p(u | z), a Gaussian or independent coins.
 
-    def __init__(self, size: int, settings: VaeSettings) -> None:
+    Parameters
+    ----------
+    net : Module
+        From the numbers of z and of the condition, side by side, to :meth:`outputs` numbers.
+    size : int
+        Numbers in an item.
+    settings : VaeSettings
+        Which likelihood.
+    """
+
+    def __init__(self, net: nn.Module, size: int, settings: VaeSettings) -> None:
         super().__init__()
-        heads = 2 if settings.decoder_std == "from_code" else 1
-        widths = [settings.latent + settings.condition_size, *reversed(settings.hidden)]
-        self.net = _dense([*widths, heads * size])
-        free = {"shared": (1,), "per_feature": (size,), "from_code": (0,)}[settings.decoder_std]
-        self.raw_log_std = nn.Parameter(torch.zeros(free))
+        self.net = net
+        self.coins = settings.likelihood == "bernoulli"
+        free = {"shared": 1, "per_feature": size, "from_code": 0}[settings.decoder_std]
+        self.raw_log_std = nn.Parameter(torch.zeros(0 if self.coins else free))
         self.log_floor = math.log(settings.std_floor)
 
+    @staticmethod
+    def outputs(settings: VaeSettings) -> int:
+        """Return how many numbers the net gives for each number of an item."""
+        normal = settings.likelihood == "gaussian"
+        return 2 if normal and settings.decoder_std == "from_code" else 1
+
     def forward(self, z: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return mean (m, d) and log standard deviation, broadcastable to it."""
-        out = self.net(_join(z, condition))
+        """Return mean (m, d) and log standard deviation, broadcastable to it; log odds of coins."""
+        out = self.net(join(z, condition))
+        if self.coins:
+            return out, torch.zeros_like(out)
         if self.raw_log_std.numel():
             mean, raw = out, self.raw_log_std
         else:
@@ -88,12 +112,34 @@ class Decoder(nn.Module):
         # gradient.
         return mean, 0.5 * torch.logaddexp(2 * raw, torch.full_like(raw, 2 * self.log_floor))
 
+    def log_prob(self, u: Tensor, z: Tensor, condition: Tensor | None) -> Tensor:
+        """Return log p(u | z) in nats, (m,)."""
+        mean, log_std = self(z, condition)
+        if self.coins:
+            # log p^u (1 - p)^(1 - u) of log odds.
+            return (u * mean - nn.functional.softplus(mean)).sum(1)
+        return _log_normal(u, mean, log_std)
 
-class Vae(nn.Module):
+    def mean(self, z: Tensor, condition: Tensor | None) -> Tensor:
+        """Return the mean of u given z, (m, d)."""
+        mean, _ = self(z, condition)
+        return torch.sigmoid(mean) if self.coins else mean
+
+    def draw(self, z: Tensor, condition: Tensor | None, *, generator: torch.Generator) -> Tensor:
+        """Return u drawn given z, (m, d)."""
+        mean, log_std = self(z, condition)
+        if self.coins:
+            chance = draw_uniform(tuple(mean.shape), like=mean, generator=generator)
+            return (0.5 * (chance + 1) < torch.sigmoid(mean)).to(mean.dtype)
+        noise = draw_normal(tuple(mean.shape), like=mean, generator=generator)
+        return mean + log_std.exp() * noise
+
+
+class Vae(GenerativeBase):
     """Variational autoencoder of items of any shape, flattened.
 
     ``log p(x) >= E_q(z|x)[log p(x|z)] - KL(q(z|x) || N(0, I))``, with a dense encoder and decoder
-    and a Gaussian likelihood whose deviation is learned above a floor.
+    and a Gaussian likelihood whose deviation is learned above a floor, or one of coins for masks.
 
     Parameters
     ----------
@@ -108,43 +154,63 @@ class Vae(nn.Module):
     Burda, Grosse and Salakhutdinov (2016), Importance weighted autoencoders, equation 8.
     """
 
+    kind = "vae"
+    settings_type = VaeSettings
+    provides = CAPABILITIES
+    is_normalised = True
+    settings: VaeSettings
+
     def __init__(self, event_shape: tuple[int, ...], settings: VaeSettings) -> None:
-        super().__init__()
-        self.event_shape = tuple(int(length) for length in event_shape)
-        self.settings = settings
-        size = math.prod(self.event_shape)
-        self.standardiser = Standardiser(size)
-        self.encoder = Encoder(size, settings)
-        self.decoder = Decoder(size, settings)
+        super().__init__(event_shape, settings)
+        self.standardiser = Standardiser(self.size)
+        self.encoder = Encoder(self._encoder_net())
+        self.decoder = Decoder(self._decoder_net(), self.size, settings)
         self._reset(torch_generator(0, "vae"))
 
-    def fit(
-        self, items: Items, *, generator: torch.Generator, condition: Conditions | None = None
+    def _encoder_net(self) -> nn.Module:
+        options = self.settings
+        return dense([self.size + self.condition_size, *options.hidden, 2 * options.latent])
+
+    def _decoder_net(self) -> nn.Module:
+        options = self.settings
+        widths = [options.latent + self.condition_size, *reversed(options.hidden)]
+        return dense([*widths, Decoder.outputs(options) * self.size])
+
+    def check_fittable(self, items: Tensor, condition: Tensor | None = None) -> None:
+        """Refuse what no model can be fitted to, and numbers that are no coins."""
+        super().check_fittable(items, condition)
+        low, high = float(items.min()), float(items.max())
+        if self.decoder.coins and (low < 0 or high > 1):
+            raise ModelError(
+                f"Items of a Bernoulli likelihood must lie in [0, 1], but they range from "
+                f"{low:.3g} to {high:.3g}.",
+                hint="Give masks, or set likelihood to gaussian.",
+            )
+
+    def _fit(
+        self, items: Tensor, *, generator: torch.Generator, condition: Tensor | None
     ) -> FitRecord:
-        """Fit to items (m, *event_shape) afresh; the best state on validation items is kept."""
-        vectors = self._vectors(items, condition).float()
-        _check_fittable(vectors)
-        fit = self.settings.fit
+        vectors, fit = items.flatten(1), self.settings.fit
         self._reset(generator)
-        self.requires_grad_(True)
-        train, held = split_items(
-            len(vectors), fraction=fit.validation_fraction, generator=generator
+        u, train, held = split_and_standardise(
+            vectors,
+            self.standardiser,
+            kind="none" if self.decoder.coins else self.settings.standardise,
+            fraction=fit.validation_fraction,
+            generator=generator,
         )
-        train, held = train.to(vectors.device), held.to(vectors.device)
-        self.standardiser.fit(vectors[train], self.settings.standardise)
-        u = self.standardiser(vectors)
         noise = self._noise(len(held), like=u, generator=generator)
 
         def batch_loss(rows: Tensor, progress: float) -> Tensor:
             eps = self._noise(len(rows), like=u, generator=generator)
             warm_up = max(self.settings.beta_warm_up, 1e-9)
             beta = self.settings.beta * min(1.0, progress / warm_up)
-            return -self._elbo(u[rows], _rows(condition, rows), eps, beta=beta).mean()
+            return -self._elbo(u[rows], rows_of(condition, rows), eps, beta=beta).mean()
 
         @torch.no_grad()
         def validation() -> float:
             # The same noise at every check, so that checks differ by the model alone.
-            return -float(self._elbo(u[held], _rows(condition, held), noise).mean())
+            return -float(self._elbo(u[held], rows_of(condition, held), noise).mean())
 
         record = fit_by_gradient(
             self,
@@ -154,11 +220,7 @@ class Vae(nn.Module):
             settings=fit,
             generator=generator,
         )
-        log_det = float(self.standardiser.log_det)
-        nats = record.validation_nats
-        return FitRecord(
-            record.steps, record.train_nats + log_det, None if nats is None else nats + log_det
-        )
+        return record.shifted(float(self.standardiser.log_det))
 
     def elbo(
         self,
@@ -175,7 +237,7 @@ class Vae(nn.Module):
         """
         # Half precision would cost more nats than priors differ by, and is slow on most CPUs.
         with torch.autocast(device_type=items.device.type, enabled=False):
-            u = self.standardiser(self._vectors(items, condition))
+            u = self.standardiser(self.vectors(items, condition))
             eps = self._noise(len(u), like=u, generator=generator)
             return self._elbo(u, condition, eps, encoder=encoder) + self.standardiser.log_det
 
@@ -198,8 +260,8 @@ class Vae(nn.Module):
                 f"The bound needs at least one code per item, but n_codes is {n_codes}."
             )
         with torch.autocast(device_type=items.device.type, enabled=False):
-            u = self.standardiser(self._vectors(items, condition))
-            step = max(_ROWS_AT_ONCE // n_codes, 1)
+            u = self.standardiser(self.vectors(items, condition))
+            step = max(self._rows_at_once() // n_codes, 1)
             parts = [
                 self._weighted(rows, n_codes=n_codes, generator=generator, encoder=encoder)
                 for rows in zip(
@@ -217,46 +279,20 @@ class Vae(nn.Module):
         """Return ``n`` items: a code from N(0, I), then the likelihood with its noise."""
         like = self.standardiser.offset
         z = self._noise(n, like=like, generator=generator)
-        self._check_condition(n, condition)
-        mean, log_std = self.decoder(z, condition)
-        noise = draw_normal(tuple(mean.shape), like=like, generator=generator)
-        return self.standardiser.inverse(mean + log_std.exp() * noise).reshape(n, *self.event_shape)
+        self.check_condition(n, condition)
+        u = self.decoder.draw(z, condition, generator=generator)
+        return self.standardiser.inverse(u).reshape(n, *self.event_shape)
 
-    def save(self, folder: Path) -> None:
-        """Write ``vae.safetensors`` and ``vae.json``."""
-        write_folder(folder, "vae", self.state_dict(), self.describe())
+    def encode(self, items: Items, *, condition: Conditions | None = None) -> Codes:
+        """Return the mean code of each item, (m, latent)."""
+        return self.encoder(self.standardiser(self.vectors(items, condition)), condition)[0]
 
-    @classmethod
-    def load(cls, folder: Path) -> "Vae":
-        """Return the model written by :meth:`save`.
-
-        Raises
-        ------
-        ModelError
-            A file is missing, damaged, or not of a variational autoencoder.
-        """
-        tensors, description = read_folder(folder, "vae")
-        return cls.restore(description, tensors)
-
-    def describe(self) -> dict[str, object]:
-        """Return what :meth:`restore` needs beside the tensors, as JSON."""
-        dumped = TypeAdapter(VaeSettings).dump_python(self.settings, mode="json")
-        return {"kind": "vae", "event_shape": list(self.event_shape), "settings": dumped}
-
-    @classmethod
-    def restore(cls, description: dict[str, object], tensors: dict[str, Tensor]) -> "Vae":
-        """Return the model of :meth:`describe` and ``state_dict``."""
-        adapter = TypeAdapter(tuple[int, ...])
-        try:
-            options = TypeAdapter(VaeSettings).validate_python(description["settings"])
-            model = cls(adapter.validate_python(description["event_shape"]), options)
-            model.load_state_dict(tensors)
-        except (KeyError, ValueError, RuntimeError) as error:
-            raise ModelError(
-                f"The description and tensors of a variational autoencoder must fit, but: {error}",
-                hint="The folder was written by another version or changed: fit the model again.",
-            ) from error
-        return model
+    def decode(self, codes: Codes, *, condition: Conditions | None = None) -> Items:
+        """Return the mean item of each code, (m, *event_shape)."""
+        self.check_codes(codes, self.settings.latent)
+        self.check_condition(len(codes), condition)
+        mean = self.decoder.mean(codes, condition)
+        return self.standardiser.inverse(mean).reshape(len(codes), *self.event_shape)
 
     def _elbo(
         self,
@@ -270,11 +306,7 @@ class Vae(nn.Module):
         mean, log_std = (encoder or self.encoder)(u, condition)
         z = mean + log_std.exp() * eps
         divergence = 0.5 * (mean.square() + (2 * log_std).exp() - 1 - 2 * log_std).sum(1)
-        return self._log_likelihood(u, z, condition) - beta * divergence
-
-    def _log_likelihood(self, u: Tensor, z: Tensor, condition: Tensor | None) -> Tensor:
-        mean, log_std = self.decoder(z, condition)
-        return _log_normal(u, mean, log_std)
+        return self.decoder.log_prob(u, z, condition) - beta * divergence
 
     def _weighted(
         self,
@@ -291,7 +323,7 @@ class Vae(nn.Module):
             condition = condition.repeat_interleave(n_codes, 0)
         z = mean + log_std.exp() * self._noise(len(u), like=u, generator=generator)
         log_weight = (
-            self._log_likelihood(u, z, condition)
+            self.decoder.log_prob(u, z, condition)
             + _log_normal(z, torch.zeros_like(z), torch.zeros_like(z))
             - _log_normal(z, mean, log_std)
         )
@@ -300,67 +332,19 @@ class Vae(nn.Module):
     def _noise(self, n: int, *, like: Tensor, generator: torch.Generator | None) -> Tensor:
         return draw_normal((n, self.settings.latent), like=like, generator=generator)
 
-    def _vectors(self, items: Tensor, condition: Tensor | None) -> Tensor:
-        if tuple(items.shape[1:]) != self.event_shape:
-            raise ShapeError(
-                f"Items must be (m, {', '.join(map(str, self.event_shape))}), but they are "
-                f"{tuple(items.shape)}."
-            )
-        self._check_condition(len(items), condition)
-        return items.flatten(1)
-
-    def _check_condition(self, n: int, condition: Tensor | None) -> None:
-        size = self.settings.condition_size
-        found = (n, 0) if condition is None else tuple(condition.shape)
-        if found != (n, size):
-            raise ShapeError(
-                f"{n} items of this model need a condition of shape ({n}, {size}), but it is "
-                f"{found}."
-            )
+    def _rows_at_once(self) -> int:
+        """Return how many pairs of item and code are decoded together."""
+        return _ROWS_AT_ONCE
 
     @torch.no_grad()
     def _reset(self, generator: torch.Generator) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                # Glorot's uniform start: as wide as keeps the variance of values and gradients.
-                width = math.sqrt(6 / sum(module.weight.shape))
-                shape = tuple(module.weight.shape)
-                draw = draw_uniform(shape, like=module.weight, generator=generator)
-                module.weight.copy_(width * draw)
-                module.bias.zero_()
+        reset(self, generator=generator)
         # Small first answers: with whitened items the start is close to the Gaussian that is to be
         # beaten, and a fit to few items, stopped early, stays near it.
         for net in (self.encoder.net, self.decoder.net):
-            last = net[len(net) - 1].get_parameter("weight")
-            last.mul_(_START_GAIN)
+            weights = [value for name, value in net.named_parameters() if name.endswith("weight")]
+            weights[-1].mul_(_START_GAIN)
         self.decoder.raw_log_std.zero_()
-
-
-def _dense(widths: list[int]) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for i, (inputs, outputs) in enumerate(itertools.pairwise(widths)):
-        # Without the layer's own start, which would draw from torch's global generator.
-        layers.append(nn.utils.skip_init(nn.Linear, inputs, outputs))
-        if i < len(widths) - 2:
-            layers.append(nn.ELU())
-    return nn.Sequential(*layers)
-
-
-def _join(values: Tensor, condition: Tensor | None) -> Tensor:
-    return values if condition is None else torch.cat([values, condition.to(values)], dim=1)
-
-
-def _check_fittable(vectors: Tensor) -> None:
-    if len(vectors) < 2 or not bool(torch.isfinite(vectors).all()):
-        finite = int(torch.isfinite(vectors).all(1).sum())
-        raise ModelError(
-            f"A fit needs at least 2 items, all finite, but {finite} of {len(vectors)} are finite.",
-            hint="Leave out the items with NaN or Inf, or give more.",
-        )
-
-
-def _rows(values: Tensor | None, rows: Tensor) -> Tensor | None:
-    return None if values is None else values[rows]
 
 
 def _nothing(u: Tensor, step: int) -> list[None]:
