@@ -209,7 +209,10 @@ class SourceCentredGaussian(nn.Module):
 
     def select(self, rows: Tensor) -> SourceCentredGaussian:
         """Return the prior of the kernels with the numbers ``rows``, int64 or bool."""
-        return SourceCentredGaussian(self.mean[rows], self.std[rows])
+        rows = rows.nonzero()[:, 0] if rows.dtype == torch.bool else rows
+        return SourceCentredGaussian(
+            self.mean.index_select(0, rows), self.std.index_select(0, rows)
+        )
 
     def log_bound(self, kernels: Kernels, *, generator: torch.Generator | None = None) -> PerKernel:
         """Return log p in nats, (m,), of kernel i under the Gaussian around source kernel i."""

@@ -61,8 +61,8 @@ class MethodSettings:
     prior_relative_std: float = Field(default=0.2, gt=0)
     #: Posterior of the variational methods.
     variational: VariationalSettings = VariationalSettings(estimator="weight")
-    #: Weight of their prior.
-    elbo: ElboSettings = ElboSettings(kl_fraction=0.3)
+    #: Weight of their prior; a tenth of the kernels a step keeps the KL below a tenth of its time.
+    elbo: ElboSettings = ElboSettings(kl_fraction=0.1)
 
     @property
     def label(self) -> str:

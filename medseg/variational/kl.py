@@ -169,7 +169,8 @@ def _subset(
         return None
     device = posterior.mean.device if generator is None else generator.device
     drawn = torch.randperm(n, generator=generator, device=device)[:wanted]
-    return drawn.to(posterior.mean.device)
+    # In the order of memory, which makes picking them and their gradient faster.
+    return drawn.sort().values.to(posterior.mean.device)
 
 
 def _from_independent(q: KernelGaussian, p: DiagonalGaussian | SourceCentredGaussian) -> Tensor:

@@ -131,10 +131,7 @@ class MeanFieldGaussian(nn.Module):
     @property
     def capped_log_std(self) -> Tensor:
         """Log standard deviation in force, shape (out, in, *k)."""
-        if self.max_log_std is None:
-            return self.log_std
-        capped: Tensor = _Cap.apply(self.log_std, self.max_log_std)
-        return capped
+        return self._capped(self.log_std)
 
     @property
     def std(self) -> Tensor:
@@ -176,10 +173,17 @@ class MeanFieldGaussian(nn.Module):
         KernelGaussian
             Mean and log standard deviation, shape (m, *k).
         """
-        mean, log_std = self.mean.flatten(0, 1), self.capped_log_std.flatten(0, 1)
+        mean, log_std = self.mean.flatten(0, 1), self.log_std.flatten(0, 1)
         if index is not None:
-            mean, log_std = mean[index], log_std[index]
-        return KernelGaussian(mean=mean, log_std=log_std)
+            # Three times as fast as brackets, back and forth.
+            mean, log_std = mean.index_select(0, index), log_std.index_select(0, index)
+        return KernelGaussian(mean=mean, log_std=self._capped(log_std))
+
+    def _capped(self, log_std: Tensor) -> Tensor:
+        if self.max_log_std is None:
+            return log_std
+        capped: Tensor = _Cap.apply(log_std, self.max_log_std)
+        return capped
 
 
 class _Cap(torch.autograd.Function):

@@ -224,6 +224,25 @@ def test_subsampled_network_kl_and_gradient_are_unbiased(kind):
     assert z.abs().max() < 4.0
 
 
+@pytest.mark.parametrize("fraction", [0.1, 0.5])
+def test_the_subsampled_bound_of_the_deep_weight_prior_is_unbiased(fraction):
+    # Noise of weights and codes is averaged in both, so the whole is an estimate too.
+    network = network_of()
+    layers = variational_layers(network)
+    priors = LayerPriors({name: vae_prior() for name in layers})
+    draw, n = generator(7), 300
+
+    def values(share):
+        with torch.no_grad():
+            drawn = [network_kl(network, priors, generator=draw, fraction=share) for _ in range(n)]
+        return torch.stack(drawn).double()
+
+    part, whole = values(fraction), values(1.0)
+    error = ((part.var() + whole.var()) / n) ** 0.5
+    assert part.std() > whole.std()
+    assert abs(part.mean() - whole.mean()) < 4.0 * error
+
+
 def test_a_tiny_share_scores_one_kernel_a_layer():
     network = network_of()
     assert torch.isfinite(network_kl(network, table_of(network), fraction=1e-9))
