@@ -3,7 +3,8 @@
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,10 +13,11 @@ from lightning_fabric import Fabric
 from pydantic import Field
 from torch import Tensor, nn
 
-from medseg.data.training_set import PatchSampler
+from medseg.data.training_set import Batch, PatchSampler
 from medseg.errors import TrainingError
 from medseg.networks.precision import resolve_device, resolve_precision
 from medseg.settings import settings
+from medseg.training.ahead import batches_ahead
 from medseg.training.checkpoint import (
     Checkpoints,
     Rows,
@@ -53,6 +55,8 @@ class TrainingSettings:
     validate_every: int = Field(default=0, ge=0)
     #: Validations without a better score after which training stops.
     patience: int = Field(default=10, ge=1)
+    #: Batches prepared in threads while the network learns; 0 prepares each when it is needed.
+    batches_ahead: int = Field(default=2, ge=0)
     #: Steps between two rows of the history.
     log_every: int = Field(default=20, ge=1)
     #: "auto", "cpu", "cuda", ...
@@ -133,9 +137,25 @@ def train(
     loop = _Loop(network, objective, settings, fresh)
     if checkpoints is not None:
         loop.restore(checkpoints)
-    while loop.state.step < settings.steps:
-        loop.advance(sampler)
-        step, state = loop.state.step, loop.state
+    with closing(loop.batches(sampler)) as batches:
+        _run(loop, batches, checkpoints=checkpoints, validate=validate)
+    loop.finish()
+    state = loop.state
+    best = state.best_score if state.best_step >= 0 else None
+    return TrainingResult(history=state.history, steps=state.step, best_score=best)
+
+
+def _run(
+    loop: "_Loop",
+    batches: Iterator[Batch],
+    *,
+    checkpoints: Checkpoints | None,
+    validate: Validate | None,
+) -> None:
+    settings, state = loop.settings, loop.state
+    for batch in batches:
+        loop.advance(batch)
+        step = state.step
         if step % settings.log_every == 0 or step == settings.steps:
             loop.record()
         if (
@@ -149,10 +169,6 @@ def train(
                 break
         if checkpoints is not None and step % checkpoints.every_steps == 0:
             loop.save(checkpoints)
-    loop.finish()
-    state = loop.state
-    best = state.best_score if state.best_step >= 0 else None
-    return TrainingResult(history=state.history, steps=state.step, best_score=best)
 
 
 class _Loop:
@@ -195,7 +211,13 @@ class _Loop:
     def _tracked(self) -> dict[str, Tensor]:
         return {name: p for name, p in self.network.named_parameters() if p.requires_grad}
 
-    def advance(self, sampler: PatchSampler) -> None:
+    def batches(self, sampler: PatchSampler) -> Generator[Batch]:
+        """Return this process's share of the batches of the steps that are left."""
+        count, mine = self.fabric.world_size, self.fabric.global_rank
+        numbers = range(self.state.step * count + mine, self.settings.steps * count, count)
+        return batches_ahead(sampler, numbers, ahead=self.settings.batches_ahead)
+
+    def advance(self, batch: Batch) -> None:
         """Do one optimiser step."""
         step, fabric = self.state.step, self.fabric
         factor = learning_rate_factor(
@@ -203,9 +225,8 @@ class _Loop:
         )
         for group, peak in zip(self.plain_optimiser.param_groups, self.peaks, strict=True):
             group["lr"] = peak * factor
-        batch = sampler.batch(step * fabric.world_size + fabric.global_rank).to(fabric.device)
         self.wrapped.train()
-        loss, terms = self.objective.loss(self.wrapped, batch, step)
+        loss, terms = self.objective.loss(self.wrapped, batch.to(fabric.device), step)
         value = float(loss.detach())
         _check_finite("loss", value, step=step, terms=terms)
         self.optimiser.zero_grad()
