@@ -8,11 +8,20 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from torch.utils.flop_counter import FlopCounterMode
 
+from medseg.data.training_set import AugmentSettings, PatchSampler, PatchSettings, TrainingCase
+from medseg.losses.segmentation import LossSettings
 from medseg.networks.presets import unet_3d, unet_short_3d
 from medseg.networks.unet import UNet
+from medseg.priors.fit import source_centred_priors
+from medseg.training.loop import TrainingSettings, train
+from medseg.training.objective import VariationalObjective
+from medseg.variational.convert import to_variational
+from medseg.variational.elbo import ElboSettings
+from medseg.variational.settings import VariationalSettings
 from tools.benchmark.plain import gigaflop, plain_weights
 from tools.benchmark.plan import MONAI, NNUNET, PHANTOM, contender
 from tools.benchmark.report import table, targets
+from tools.benchmark.shares import PARTS, Shares
 from tools.benchmark.steps import PlainTwin
 
 WIDTHS, SHAPE = (4, 6, 8), (12, 8, 16)
@@ -107,3 +116,44 @@ def test_no_target_is_met_by_an_engine_whose_masks_disagree() -> None:
     assert first["value"] == 15.0
     assert first["met"]
     assert first["how"] == contender("torch float32")
+
+
+def test_the_shares_of_a_step_add_up_and_watching_changes_no_bit() -> None:
+    generator = torch.Generator().manual_seed(0)
+    case = TrainingCase(
+        identifier="a",
+        subject="a",
+        image=torch.randn(2, 9, 9, 9, generator=generator),
+        present=torch.ones(2, dtype=torch.bool),
+        target=(torch.rand(3, 9, 9, 9, generator=generator) < 0.2).float(),
+        known=torch.ones(3, dtype=torch.bool),
+        brain=torch.ones(9, 9, 9, dtype=torch.bool),
+    )
+    patch = PatchSettings(size=(8, 8, 8))
+    sampler = PatchSampler([case], patch=patch, augment=AugmentSettings(), seed=0)
+    weights, shares = [], Shares()
+    for watched in (False, True):
+        plain = small_network()
+        network = to_variational(plain, settings=VariationalSettings())
+        goal = VariationalObjective(
+            network=network,
+            priors=source_centred_priors(plain, relative_std=0.2),
+            mode="regions",
+            loss=LossSettings(),
+            elbo=ElboSettings(),
+            observations=(729, 1, 3.0),
+            seed=0,
+        )
+        settings = TrainingSettings(steps=4, device="cpu")
+        if watched:
+            with shares.watching(goal):
+                train(network, goal, sampler, settings=settings)
+        else:
+            train(network, goal, sampler, settings=settings)
+        weights.append(torch.cat([p.detach().flatten() for p in network.parameters()]))
+    assert torch.equal(*weights)
+    row = shares.row()
+    assert row["n"] == 3
+    assert set(row["shares"]) == {*PARTS, "rest"}
+    assert sum(row["shares"].values()) == pytest.approx(1)
+    assert all(0 < share < 1 for share in row["shares"].values())

@@ -147,13 +147,13 @@ def scaling_tables(results: Row) -> list[str]:
 def training_table(results: Row) -> str | None:
     """Return the training steps; ratios are within one network."""
     found = rows_of(results, "training")
-    lines = []
+    lines, parts = [], ("forward", "backward", "optimiser")
     for name, row in found.items():
         network = name.split(":")[0]
         plain = found.get(f"{network}: plain torch float32")
         ratio = plain["seconds_per_step"] / row["seconds_per_step"] if plain else None
         share = row["kl_seconds"] / row["seconds_per_step"] if "kl_seconds" in row else None
-        loading = row.get("loading_share")
+        loading, shares = row.get("loading_share"), row.get("shares")
         lines.append(
             [
                 name,
@@ -163,9 +163,11 @@ def training_table(results: Row) -> str | None:
                 _number(row["peak_mib"] / 1024, 2),
                 _number(None if share is None else 100 * share, 1),
                 _number(None if loading is None else 100 * loading, 1),
+                *(f"{100 * shares[part]:.1f}" if shares else "-" for part in parts),
             ]
         )
-    header = ["training step", "seconds", "n", "x plain torch", "peak GiB", "% KL", "% loading"]
+    header = ["training step", "seconds", "n", "x plain torch", "peak GiB", "% KL", "% data wait"]
+    header += [f"% {part}" for part in parts]
     return table(header, lines) if lines else None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import statistics
 import time
 from collections.abc import Callable
 from typing import Any
@@ -28,8 +29,9 @@ from medseg.training.objective import SegmentationObjective, VariationalObjectiv
 from medseg.training.transfer import MethodSettings
 from medseg.variational.convert import to_variational
 from medseg.variational.kl import network_kl
-from tools.benchmark.measure import load_case, memory_mib, seconds_of
+from tools.benchmark.measure import Clock, load_case, memory_mib, seconds_of
 from tools.benchmark.plan import PHANTOM
+from tools.benchmark.shares import Shares
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu_,
@@ -95,7 +97,7 @@ def _plain_conv(layer: Conv3d | PointwiseConv) -> nn.Conv3d:
 
 
 class _Patches:
-    """A sampler that counts its time; without loading it gives the same batch every time."""
+    """A sampler; without loading it gives the same batch every time."""
 
     def __init__(self, subject: Subject, *, side: int, batch: int, loading: bool) -> None:
         self._sampler = PatchSampler(
@@ -105,13 +107,9 @@ class _Patches:
             seed=0,
         )
         self._fixed = None if loading else self._sampler.batch(0)
-        self.seconds = 0.0
 
     def batch(self, step: int) -> Batch:
-        started = time.perf_counter()
-        found = self._fixed or self._sampler.batch(step)
-        self.seconds += time.perf_counter() - started
-        return found
+        return self._fixed or self._sampler.batch(step)
 
 
 def _subject(folder: str) -> Subject:
@@ -170,13 +168,14 @@ def ours(
         )
         row["kl_seconds"] = _kl_seconds(net, priors, chosen.elbo.kl_fraction)
         row |= {"kl_fraction": chosen.elbo.kl_fraction, "estimator": chosen.variational.estimator}
-    settings = TrainingSettings(steps=1, device="cpu", log_every=10**6)
-    train(net, objective, patches, settings=settings)  # type: ignore[arg-type]
-    patches.seconds = 0.0
-    more = dataclasses.replace(settings, steps=steps)
-    spent, _ = seconds_of(lambda: train(net, objective, patches, settings=more))  # type: ignore[arg-type]
-    row |= {"seconds_per_step": spent / steps, "peak_mib": memory_mib()[1], "n": steps}
-    return row | ({"loading_share": patches.seconds / spent} if loading else {})
+    # The time of all processors, on a shared machine, counts what threads prepare as waiting.
+    ahead = 2 if loading and Clock.now is time.perf_counter else 0
+    settings = TrainingSettings(steps=steps + 1, device="cpu", log_every=10**6, batches_ahead=ahead)
+    shares = Shares()
+    with shares.watching(objective):
+        train(net, objective, patches, settings=settings)  # type: ignore[arg-type]
+    row |= {**shares.row(), "peak_mib": memory_mib()[1]}
+    return row | ({"loading_share": row["shares"]["data"]} if loading else {})
 
 
 def _priors(network: nn.Module, method: MethodSettings) -> LayerPriors:
@@ -234,8 +233,8 @@ def plain(
 
 def _steps(step: Callable[[], None], steps: int) -> dict[str, Any]:
     step()
-    spent, _ = seconds_of(lambda: [step() for _ in range(steps)])
-    return {"seconds_per_step": spent / steps, "peak_mib": memory_mib()[1], "n": steps}
+    spent = statistics.median(seconds_of(step)[0] for _ in range(steps))
+    return {"seconds_per_step": spent, "peak_mib": memory_mib()[1], "n": steps}
 
 
 def monai(
