@@ -200,8 +200,8 @@ class Job:
         c, *sides = self.image_shape
         voxels, outputs = torch.Size(sides).numel(), self.architecture.out_channels
         # Image and brain; running moments, the sample before, the sum of its windows and their
-        # weights, logits of the mean weights.
-        prepared = 4 * voxels * (c + 1 + 6 * outputs + 1)
+        # weights, probabilities and logits of the mean weights.
+        prepared = 4 * voxels * (c + 1 + 7 * outputs + 1)
         written = 4 * voxels * 4 * self.regions + self.source_voxels * (self.regions + 4 * 4)
         ahead = reading_bytes(self.source_voxels, scans=c) + 4 * voxels * (c + 1)
         return PROCESS_BYTES + self.weights_held + prepared + written + ahead

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from medseg.data.regions import RegionSettings, decode
-from medseg.inference.coarse import CoarsePosterior
+from medseg.inference.focused import FocusedPosterior
 from medseg.inference.predictor import Engine, SlidingWindow
 from medseg.inference.settings import PredictSettings
 from medseg.inference.uncertainty import RunningStatistics, SampleStatistics
@@ -111,8 +111,8 @@ def sample_probabilities(
     image : Tensor, shape (c, x, y, z)
     head : Head
     settings : PredictSettings
-        With ``posterior`` "coarse" the image is seen once at full resolution, by the mean weights;
-        what each sample changes is computed at half of it.
+        With ``posterior`` "focused" the whole image is seen once, by the mean weights; what each
+        sample changes is computed where these are uncertain.
     engine : callable, optional
         Computes faster what the network computes with its mean weights.
     """
@@ -136,26 +136,27 @@ def sample_probabilities(
         torch_generator(settings.seed, "posterior sample", index)
         for index in range(settings.samples)
     )
+    whole = predictor(network)
+
+    def seen(part: Image) -> Tensor:
+        return _evaluated(network, whole, part)
+
     if settings.posterior == "full":
-        whole = predictor(network)
         for generator in generators:
             # Held for one volume only, never across a yield: the caller may use the network
             # meanwhile.
             with torch.no_grad(), sampled_weights(network, generator):
-                probabilities = _evaluated(network, whole, image)
+                probabilities = seen(image)
             yield probabilities
         return
-    there = image.to(device)
-    coarse = CoarsePosterior(
+    focused = FocusedPosterior(
         network,
-        there,
-        mean=_evaluated(network, predictor(engine or network), there),
-        predictor=predictor,
+        image,
+        mean=_evaluated(network, predictor(engine or network), image),
+        predict=seen,
         mode=head.regions.mode,
-        dims=head.dims,
     )
-    for generator in generators:
-        yield coarse.sample(generator).to(image.device)
+    yield from map(focused.sample, generators)
 
 
 def _evaluated(network: nn.Module, predictor: SlidingWindow, image: Image) -> Tensor:

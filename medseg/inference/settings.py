@@ -37,10 +37,9 @@ class PredictSettings:
         Axial slices a 2D network sees at once, fewer where memory asks for it.
     samples : int
         Draws from the posterior over weights; a deterministic network makes one.
-    posterior : "full" or "coarse"
-        Whether every sample sees the volume at full resolution. "coarse" is experimental: what a
-        sample changes is computed at half resolution, and how well its spread agrees with "full"
-        is not established.
+    posterior : "full" or "focused"
+        Whether every sample sees the whole volume. "focused": what a sample changes is computed in
+        the box where the mean weights are uncertain; elsewhere all samples are alike.
     seed : int
         Of these draws. Sample k is the same whatever the number of samples.
     threshold : float
@@ -62,7 +61,7 @@ class PredictSettings:
     memory_gib: float | None = Field(default=None, gt=0)
     slices_per_batch: int = Field(default=16, ge=1)
     samples: int = Field(default=10, ge=1)
-    posterior: Literal["full", "coarse"] = "full"
+    posterior: Literal["full", "focused"] = "full"
     seed: int = 0
     threshold: float = Field(default=0.5, gt=0, lt=1)
     lesions: LesionSettings = LesionSettings()

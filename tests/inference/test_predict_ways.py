@@ -120,12 +120,12 @@ def test_samples_of_a_posterior_need_no_engine() -> None:
     assert len(predict(chosen, engine="auto", samples=3)) == 3
 
 
-def test_the_mean_weights_of_coarse_samples_have_an_engine() -> None:
+def test_the_mean_weights_of_focused_samples_have_an_engine() -> None:
     chosen = model(variational=True)
-    settings = PredictSettings(device="cpu", samples=3, posterior="coarse", engine="torch")
+    settings = PredictSettings(device="cpu", samples=3, posterior="focused", engine="torch")
     assert engine_for(chosen, IMAGE, settings=settings) is not None
-    quick = predict(chosen, engine="torch", samples=3, posterior="coarse")
-    exact = predict(chosen, engine="eager", samples=3, posterior="coarse")
+    quick = predict(chosen, engine="torch", samples=3, posterior="focused")
+    exact = predict(chosen, engine="eager", samples=3, posterior="focused")
     torch.testing.assert_close(quick, exact, atol=1e-4, rtol=0)
 
 

@@ -230,18 +230,18 @@ def scaling_tasks(scale: Scale, *, folder: str) -> list[Task]:
             call="ours:posterior",
             arguments={**posterior, "kind": kind},
         )
-        for kind in ("full", "coarse")
+        for kind in ("full", "focused")
     ]
     tasks.append(
         Task(
             section="samples",
-            name=f"coarse posterior, {PHANTOM}",
+            name=f"focused posterior, {PHANTOM}",
             call="ours:posterior",
             arguments={
                 "folder": folder,
                 "side": None,
                 "samples": [max(scale.samples)],
-                "kind": "coarse",
+                "kind": "focused",
             },
         )
     )

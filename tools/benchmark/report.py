@@ -239,7 +239,7 @@ def targets(results: Row) -> list[Row]:
 def _posterior_targets(results: Row, target: Any, rows: dict[str, Row]) -> None:
     for name, row in rows_of(results, "samples").items():
         last = row["points"][-1]
-        if "coarse" in name:
+        if "focused" in name:
             target(f"{name}: K = {last['samples']} over one pass", 2.5, last["ratio"], least=False)
         if PHANTOM in name and NNUNET in rows:
             value = last["seconds"] / seconds(rows[NNUNET])

@@ -17,8 +17,8 @@ def predict(
     out: Annotated[Path, typer.Argument(help="Folder for the results.")],
     samples: Annotated[int, typer.Option(help="Posterior samples.", min=1)] = 10,
     posterior: Annotated[
-        Literal["full", "coarse"],
-        typer.Option(help="Resolution of samples; coarse is experimental."),
+        Literal["full", "focused"],
+        typer.Option(help="Where samples are computed: everywhere, or where uncertain."),
     ] = "full",
     profile: Annotated[
         Literal["fast", "default", "best"],
