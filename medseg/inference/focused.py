@@ -28,9 +28,9 @@ from medseg.variational.sampling import sampled_weights
 log = logging.getLogger(__name__)
 
 #: Share of the uncertainty that the box may leave outside.
-OUTSIDE = 0.05
+OUTSIDE = 0.02
 #: Voxels around it, to each side.
-MARGIN = 4
+MARGIN = 6
 #: The box begins at multiples of this, so that three levels of a U-Net halve it as the image.
 ALIGNMENT = 8
 #: A box with a larger share of the image saves nothing worth an approximation.

@@ -178,7 +178,7 @@ def test_the_box_holds_the_uncertainty_and_forgets_lone_voxels() -> None:
     probability = torch.zeros(1, 64, 64, 64)
     probability[:, 20:30, 30:40, 40:50] = 0.5
     box = uncertain_box(probability)
-    assert box == (slice(16, 34), slice(24, 44), slice(32, 54))
+    assert box == (slice(8, 36), slice(24, 46), slice(32, 56))
     probability[:, 1, 1, 1] = probability[:, 60, 60, 60] = 0.5
     assert uncertain_box(probability) == box
 
