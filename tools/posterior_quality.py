@@ -58,7 +58,7 @@ def cases(disease: str, preset: str, count: int, spacing: float, seed: int) -> l
     settings = {"disease": disease, "preset": preset, "n_subjects": count, "spacing_mm": spacing}
     settings |= {"modalities": list(CHANNELS), "seed": seed}
     cohort = build_cohort(DataConfig(kind="phantom", settings=settings), where="study")
-    steps = PreprocessSettings(spacing_mm=(spacing,) * 3)
+    steps = PreprocessSettings(spacing_mm=(spacing, spacing, spacing))
     regions = RegionSettings(names=REGIONS[disease])
     return [
         make_training_case(

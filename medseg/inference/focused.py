@@ -75,7 +75,8 @@ class FocusedPosterior:
         predict: Predictor,
         mode: HeadMode,
     ) -> None:
-        self._network, self._predict, self._mode = network, predict, mode
+        self._network, self._predict = network, predict
+        self._mode: HeadMode = mode
         self._mean = mean
         self.box = uncertain_box(mean)
         self.share = math.prod(side.stop - side.start for side in self.box) / mean[0].numel()

@@ -138,8 +138,8 @@ def sample_probabilities(
     )
     whole = predictor(network)
 
-    def seen(part: Image) -> Tensor:
-        return _evaluated(network, whole, part)
+    def seen(image: Image) -> Tensor:
+        return _evaluated(network, whole, image)
 
     if settings.posterior == "full":
         for generator in generators:
