@@ -108,6 +108,7 @@ def write_prediction(
             },
             "regions": [_region_summary(prediction, name) for name in prediction.regions],
             "files": {kind: path.name for kind, path in paths.items() if kind != "json"},
+            "computed": dict(prediction.computed),
             "provenance": dict(provenance or {}),
         },
     )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,22 +13,15 @@ from torch import Tensor
 from medseg.data.regions import RegionSettings
 from medseg.errors import ModelError
 from medseg.geometry import Grid
-from medseg.inference.compute import engine_for, with_profile
 from medseg.inference.lesions import Lesion, PackedMasks, find_lesions
-from medseg.inference.memory import Job, fitted
 from medseg.inference.model import Model
-from medseg.inference.posterior import (
-    VolumeInterval,
-    sample_probabilities,
-)
+from medseg.inference.plan import plan_prediction, predict_image
+from medseg.inference.posterior import VolumeInterval
 from medseg.inference.settings import PredictSettings
 from medseg.inference.uncertainty import RunningStatistics, SampleStatistics
-from medseg.networks.precision import resolve_device
-from medseg.preprocess.lattice import bounding_box
 from medseg.preprocess.prepare import PreparedCase, prepare
 from medseg.preprocess.resample import resample
 from medseg.scan import Case
-from medseg.shapes import Image
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +82,8 @@ class Prediction:
         Volume of each region in each sample.
     lesions : tuple of Lesion
         Of all regions, the largest of each first.
+    computed : mapping
+        Engine, precision and windows, for the record.
     """
 
     identifier: str
@@ -103,6 +98,7 @@ class Prediction:
     std: SourceMaps
     volumes_ml: NDArray[np.float64]
     lesions: tuple[Lesion, ...]
+    computed: Mapping[str, object]
 
     @property
     def samples(self) -> int:
@@ -181,6 +177,8 @@ class Observation:
         Of each region, in every sample but the last.
     last : Tensor, shape (channels, x', y', z')
         Probabilities of the last sample, on the network's grid.
+    computed : mapping
+        Engine, precision and windows, for the record.
     """
 
     identifier: str
@@ -193,6 +191,7 @@ class Observation:
     statistics: Sequence[SampleStatistics]
     samples: tuple[PackedMasks, ...]
     last: Tensor
+    computed: Mapping[str, object]
 
     def conclude(self) -> Prediction:
         """Return masks, maps, volumes and lesions on the case's own grid; to be called once."""
@@ -234,6 +233,7 @@ class Observation:
             std=std,
             volumes_ml=_volumes_ml(self.samples, self.source_grid),
             lesions=tuple(lesions),
+            computed=self.computed,
         )
 
 
@@ -254,7 +254,8 @@ def observe(
     # One for each channel, so that what an update takes is as large as one channel.
     running = [RunningStatistics() for _ in range(regions.channels)]
     last = None
-    for sample in predict_image(model, prepared.image, settings=chosen, source_shape=shape):
+    plan = plan_prediction(model, prepared.image, settings=chosen, source_shape=shape)
+    for sample in predict_image(model, prepared.image, plan=plan):
         if last is not None:
             _keep_decided(samples, SourceMaps(last, *grids), regions, chosen)
         for moments, channel in zip(running, sample, strict=True):
@@ -273,65 +274,8 @@ def observe(
         statistics=[moments.result() for moments in running],
         samples=samples,
         last=last,
+        computed=plan.describe(),
     )
-
-
-def predict_image(
-    model: Model,
-    image: Image,
-    *,
-    settings: PredictSettings | None = None,
-    source_shape: tuple[int, int, int] | None = None,
-) -> Iterator[Tensor]:
-    """Yield the probabilities (n, x, y, z) of a prepared image, one posterior sample after another.
-
-    The engine and the windows are those of the settings; where these leave them open, what is
-    fastest and what fits into memory. Only profile "best" looks at more than the box of what is not
-    0: a margin of nothing changes the statistics that normalisation sees.
-
-    Parameters
-    ----------
-    model : Model
-        Moved to the device of the settings. A deterministic one yields once.
-    image : Tensor, shape (c, x, y, z)
-    settings : PredictSettings, optional
-    source_shape : tuple of 3 int, optional
-        Voxels of the case's own grid, whose maps need memory too; those of the image when left out.
-
-    Raises
-    ------
-    ConfigError
-        Settings that do not fit the model or this machine, or too little memory.
-    """
-    wanted = with_profile(settings or PredictSettings())
-    if wanted.profile == "best" or not bool(image.any()):
-        yield from _samples(model, image, wanted, source_shape)
-        return
-    # The margin around the brain is work too, and no brain.
-    box = tuple(map(slice, *bounding_box(image.ne(0).any(dim=0))))
-    for sample in _samples(model, image[(slice(None), *box)].contiguous(), wanted, source_shape):
-        whole = sample.new_zeros((len(sample), *image.shape[1:]))
-        if model.spec.regions.mode == "classes":
-            whole[0] = 1.0
-        whole[(slice(None), *box)] = sample
-        yield whole
-
-
-def _samples(
-    model: Model,
-    image: Image,
-    settings: PredictSettings,
-    source_shape: tuple[int, int, int] | None,
-) -> Iterator[Tensor]:
-    device = resolve_device(settings.device)
-    network = model.network.to(device)
-    engine = engine_for(model, image, settings=settings)
-    job = Job.of(model, image, source_shape=source_shape, engine=engine)
-    chosen = fitted(settings, job=job, device=device)
-    if engine is not None and not model.spec.variational:
-        # An engine has a precision of its own.
-        chosen = replace(chosen, precision="float32")
-    yield from sample_probabilities(network, image, head=model.head, settings=chosen, engine=engine)
 
 
 def _decided(maps: SourceMaps, regions: RegionSettings, threshold: float) -> Iterator[Tensor]:

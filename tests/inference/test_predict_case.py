@@ -169,6 +169,7 @@ def test_files_lie_on_the_scans_grid_and_hold_the_prediction(case: Case, tmp_pat
         "painted_in_order": ["whole", "core"],
     }
     assert written["provenance"] == {"input_sha256": "abc"}
+    assert written["computed"] == prediction.computed
     region = written["regions"][1]
     assert region["volume_ml"] == pytest.approx(prediction.volume_ml("whole"))
     assert [lesion["lesion"] for lesion in region["lesions"]] == [1, 2]

@@ -16,7 +16,8 @@ from medseg.inference.engines.auto import ChosenEngine
 from medseg.inference.engines.eager import EagerEngine
 from medseg.inference.engines.engine import EngineChoice
 from medseg.inference.model import Model, ModelSpec, build_network, load_model
-from medseg.inference.predict import SourceMaps, _decided, predict_case, predict_image
+from medseg.inference.plan import plan_prediction, predict_image
+from medseg.inference.predict import SourceMaps, _decided, predict_case
 from medseg.inference.settings import PredictSettings
 from medseg.networks.unet import UNetSettings
 from medseg.preprocess.prepare import PreprocessSettings, prepare
@@ -264,3 +265,22 @@ def test_a_case_without_brain_says_so() -> None:
     scans = {name: Scan(speck, case.grid) for name in case.scans}
     with pytest.raises(ScanError, match="no brain found"):
         predict_case(model(), Case("x", "x", scans))
+
+
+@pytest.mark.parametrize("profile", ["default", "best"])
+def test_a_plan_tells_what_was_computed(profile: str) -> None:
+    image = torch.zeros_like(IMAGE)
+    image[:, 3:17, 2:15, 4:9] = 1.0
+    settings = PredictSettings(device="cpu", engine="torch", profile=profile, window=(8, 8, 4))  # type: ignore[arg-type]
+    plan = plan_prediction(model(), image, settings=settings)
+    whole = [[0, length] for length in image.shape[1:]]
+    assert plan.describe() == {
+        "engine": "torch",
+        "precision": "float32",
+        "profile": profile,
+        "window_voxels": [8, 8, 4],
+        "box_voxels": whole if profile == "best" else [[3, 17], [2, 15], [4, 9]],
+    }
+    (planned,) = predict_image(model(), image, plan=plan)
+    (asked,) = predict_image(model(), image, settings=settings)
+    assert torch.equal(planned, asked)

@@ -21,11 +21,11 @@ from medseg.batch.cases import find_cases
 from medseg.batch.run import run_batch
 from medseg.data.regions import decode
 from medseg.geometry import Grid
-from medseg.inference import predict as prediction
+from medseg.inference import plan as prediction
 from medseg.inference import predictor
 from medseg.inference.engines.engine import Engine, EngineChoice, make_engine
 from medseg.inference.model import Model, load_model
-from medseg.inference.predict import predict_image
+from medseg.inference.plan import predict_image
 from medseg.inference.settings import PredictSettings
 from medseg.io.nifti import write_scan
 from medseg.networks.precision import native_bf16
@@ -107,7 +107,7 @@ def _run(
     *,
     shapes: list[list[int]] | None = None,
 ) -> Callable[[], Tensor]:
-    """Return what predicts an image as `medseg.inference.predict.predict_image` does.
+    """Return what predicts an image as `medseg.inference.plan.predict_image` does.
 
     That takes float16 and int8 only from "auto", so an engine that is named is put in its place.
     """
