@@ -4,7 +4,17 @@ import sys
 from collections.abc import Sequence
 
 from medseg.cli.app import app
-from medseg.cli.commands import demo, evaluate, experiment, finetune, predict, prior, report, train
+from medseg.cli.commands import (
+    demo,
+    evaluate,
+    experiment,
+    explore,
+    finetune,
+    predict,
+    prior,
+    report,
+    train,
+)
 from medseg.cli.session import run
 
 #: Name -> what it runs; typer lists them in this order.
@@ -18,6 +28,7 @@ COMMANDS = {
     "evaluate": evaluate.evaluate,
     "experiment": experiment.experiment,
     "report": report.report,
+    "explore": explore.explore,
 }
 
 for _name, _function in COMMANDS.items():

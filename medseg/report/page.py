@@ -6,7 +6,7 @@ import logging
 import re
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup, escape
 
 from medseg.io.atomic import write_text
@@ -31,9 +31,11 @@ def linked(text: object) -> Markup:
     return Markup("").join([*parts, escape(words[place:])])
 
 
-def _environment() -> Environment:
+def page_environment(*packages: str) -> Environment:
+    """Return what renders pages from the templates of ``packages``, then of the report's own."""
+    loaders = [PackageLoader(name, "templates") for name in (*packages, "medseg.report")]
     environment = Environment(
-        loader=PackageLoader("medseg.report", "templates"),
+        loader=ChoiceLoader(loaders),
         autoescape=select_autoescape(default=True, default_for_string=True),
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -41,6 +43,12 @@ def _environment() -> Environment:
     )
     environment.filters["linked"] = linked
     return environment
+
+
+def template_text(environment: Environment, name: str) -> str:
+    """Return a template as it stands, such as a style sheet."""
+    text, *_ = environment.loader.get_source(environment, name)  # pyright: ignore[reportOptionalMemberAccess]
+    return text
 
 
 def write_report(run_folder: Path) -> Path:
@@ -65,8 +73,8 @@ def write_report(run_folder: Path) -> Path:
     answers = [answer for region in run.regions if (answer := answer_for(run, region))]
     material = Material(run, rows, answers)
     sections = [build(material) for build in SECTIONS]
-    environment = _environment()
-    css, *_ = environment.loader.get_source(environment, "report.css")  # pyright: ignore[reportOptionalMemberAccess]
+    environment = page_environment()
+    css = template_text(environment, "report.css")
     html = environment.get_template("report.html.j2").render(
         title=str(run.info.get("title") or folder.name),
         description=str(run.info.get("description") or ""),
