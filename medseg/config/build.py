@@ -134,6 +134,11 @@ def _arm_faults(config: ExperimentConfig) -> list[str]:
         if (arm.method.method != "ri" and not arm.sources)
         or any(name not in config.sources for name in arm.sources)
     ]
+    for number, arm in enumerate(config.arms):
+        try:
+            config.protocol.prior_named(arm.method.prior)
+        except ConfigError as error:
+            faults.append(f"arms.{number}.method.prior: {error.message}")
     labels = [(arm.method.label, name) for arm in config.arms for name in arm.sources or ("none",)]
     if len(set(labels)) < len(labels):
         faults.append(f"an arm may stand once per source, but the arms are {labels}")

@@ -9,10 +9,11 @@ from pydantic import Field
 from medseg.data.regions import Definition, RegionSettings
 from medseg.data.source import CaseSource
 from medseg.data.training_set import AugmentSettings, PatchSettings
+from medseg.errors import ConfigError
 from medseg.losses.segmentation import LossSettings
 from medseg.networks.unet import UNetSettings
 from medseg.preprocess.prepare import PreprocessSettings
-from medseg.priors.fit import FitPriorSettings
+from medseg.priors.fit import PRIOR_KINDS, FitPriorSettings
 from medseg.settings import settings
 from medseg.training.loop import TrainingSettings
 from medseg.training.transfer import MethodSettings
@@ -46,11 +47,33 @@ class ProtocolSettings:
     members: int = Field(default=2, ge=1)
     source_training: TrainingSettings = TrainingSettings()
     target_training: TrainingSettings = TrainingSettings(steps=300)
+    #: Filter prior of every ``dwp`` that names none.
     prior: FitPriorSettings = FitPriorSettings()
+    #: Others by name. The name of a kind stands for that kind, also when it is not listed.
+    priors: dict[str, FitPriorSettings] = Field(default_factory=dict)
     few_shot: FewShotSettings = FewShotSettings()
     #: Posterior samples at test.
     samples: int = Field(default=10, ge=1)
     seed: int = 0
+
+    def prior_named(self, name: str | None) -> FitPriorSettings:
+        """Return the settings of the filter prior that a method names.
+
+        Raises
+        ------
+        ConfigError
+            The name is neither that of a prior nor that of a kind.
+        """
+        if name is None:
+            return self.prior
+        if name in self.priors:
+            return self.priors[name]
+        if name not in PRIOR_KINDS:
+            raise ConfigError(
+                f"A prior is one of protocol.priors ({', '.join(self.priors) or 'none is given'}) "
+                f"or of the kinds {', '.join(PRIOR_KINDS)}, but it is {name!r}."
+            )
+        return FitPriorSettings(kind=name)
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,6 +142,11 @@ class ExperimentPlan:
     config: dict[str, Any]
     statements: Sequence[str] = field(default=())
     command: str = ""
+
+    def priors_of(self, source: str) -> tuple[str | None, ...]:
+        """Return the names of the filter priors wanted of a source; None is ``protocol.prior``."""
+        arms = [arm for arm in self.arms if arm.method.method == "dwp" and source in arm.sources]
+        return tuple(dict.fromkeys(arm.method.prior for arm in arms)) or (None,)
 
 
 def source_regions(cohorts: Sequence[Cohort], target: RegionSettings) -> RegionSettings:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +19,8 @@ from medseg.inference.posterior import Head
 from medseg.inference.provenance import versions
 from medseg.io.atomic import atomic_path, write_table
 from medseg.preprocess.prepare import prepare
-from medseg.priors.fit import fit_priors, held_out_nats
+from medseg.priors.compare import compare_priors
+from medseg.priors.fit import fit_priors
 from medseg.priors.harvest import HarvestSettings, harvest
 from medseg.priors.kernel_set import KernelSet
 from medseg.priors.layer_priors import LayerPriors
@@ -30,6 +31,8 @@ from medseg.training.validation import mean_dice_of
 
 log = logging.getLogger(__name__)
 _MONTAGE = 48
+# Held-out kernels that classifiers tell from samples of the priors an experiment names.
+_TWO_SAMPLE = 2000
 
 
 def training_cases(
@@ -67,7 +70,7 @@ def train_members(plan: ExperimentPlan, name: str, out: Path, *, key: str) -> li
 
 
 def make_source(plan: ExperimentPlan, name: str, out: Path, *, key: str) -> Source:
-    """Train or load the members of source ``name``, harvest them and fit the prior.
+    """Train or load the members of source ``name``, harvest them and fit the priors.
 
     What is there already, written under the same ``key``, is not made again.
     """
@@ -75,8 +78,13 @@ def make_source(plan: ExperimentPlan, name: str, out: Path, *, key: str) -> Sour
     networks = [load_model(folder).network for folder in folders]
     kernels = harvest(networks, settings=HarvestSettings())
     priors = _fit(plan, name, kernels, out / "priors" / name)
-    regions = source_regions(plan.sources[name], plan.protocol.regions)
-    return Source(network=networks[0], regions=regions, kernels=kernels, priors=priors)
+    return Source(
+        network=networks[0],
+        regions=source_regions(plan.sources[name], plan.protocol.regions),
+        kernels=kernels,
+        priors=priors.get(None),
+        named_priors={prior: fitted for prior, fitted in priors.items() if prior is not None},
+    )
 
 
 def _train_member(
@@ -135,29 +143,45 @@ def _train_member(
     checkpoints.clear()
 
 
-def _fit(plan: ExperimentPlan, name: str, kernels: KernelSet, folder: Path) -> LayerPriors:
+def _fit(
+    plan: ExperimentPlan, name: str, kernels: KernelSet, folder: Path
+) -> dict[str | None, LayerPriors]:
+    """Fit every prior that is wanted of a source, and compare them on unseen kernels."""
     seed = derive_seed(plan.protocol.seed, "prior", name)
+    wanted = {prior: plan.protocol.prior_named(prior) for prior in plan.priors_of(name)}
+    folders = {prior: folder / ("prior" if prior is None else f"prior_{prior}") for prior in wanted}
     if (folder / "held_out.tsv").is_file():
-        return LayerPriors.load(folder / "prior")
+        return {prior: LayerPriors.load(path) for prior, path in folders.items()}
     log.info("source %s: fitting filter priors to %d kernels", name, len(kernels))
-    priors = fit_priors(kernels, plan.protocol.prior, seed=seed)
-    folder.mkdir(parents=True, exist_ok=True)
-    priors.save(folder / "prior")
+    priors: dict[str | None, LayerPriors] = {}
+    for prior, settings in wanted.items():
+        priors[prior] = fit_priors(kernels, settings, seed=seed)
+        priors[prior].save(folders[prior])
     _save_montage(kernels, priors, plan, folder / "kernels.safetensors")
-    write_table(folder / "held_out.tsv", held_out_nats(kernels, seed=seed))
+    named = {prior: settings for prior, settings in wanted.items() if prior is not None}
+    rows = (
+        compare_priors(kernels, settings=named, seed=seed, two_sample=_TWO_SAMPLE)
+        if named
+        else compare_priors(kernels, seed=seed)
+    )
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    write_table(folder / "held_out.tsv", rows, columns=columns)
     return priors
 
 
 def _save_montage(
-    kernels: KernelSet, priors: LayerPriors, plan: ExperimentPlan, path: Path
+    kernels: KernelSet,
+    priors: Mapping[str | None, LayerPriors],
+    plan: ExperimentPlan,
+    path: Path,
 ) -> None:
     """Keep some real and some sampled kernels of the middle layer, for the report."""
     layer = kernels.layer_names[len(kernels.layer_names) // 2]
     generator = torch_generator(plan.protocol.seed, "montage")
-    label = f"sampled_{plan.protocol.prior.kind}_{plan.protocol.prior.grouping}"
-    tensors = {
-        "real": kernels.resample(layer, _MONTAGE, generator=generator).contiguous(),
-        label: priors.sample(layer, _MONTAGE, generator=generator).detach().contiguous(),
-    }
+    tensors = {"real": kernels.resample(layer, _MONTAGE, generator=generator).contiguous()}
+    for name, prior in priors.items():
+        settings = plan.protocol.prior_named(name)
+        label = f"sampled_{name or settings.kind}_{settings.grouping}"
+        tensors[label] = prior.sample(layer, _MONTAGE, generator=generator).detach().contiguous()
     with atomic_path(path) as temporary, torch.no_grad():
         save_file(tensors, temporary)

@@ -1,23 +1,24 @@
-"""Fits one filter prior a layer to harvested kernels; compares priors on unseen kernels."""
+"""Fits filter priors of any kind to harvested kernels, one a layer or one for several."""
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from pydantic import Field, TypeAdapter, model_validator
 from torch import Tensor, nn
 
-from medseg.errors import PriorError
-from medseg.generative.fitting import FitRecord, FitSettings
-from medseg.generative.vae import Vae, VaeSettings
+from medseg.errors import ConfigError, PriorError
+from medseg.generative.base import GenerativeBase
+from medseg.generative.catalog import KINDS, make_model
+from medseg.generative.fitting import FitRecord
 from medseg.priors.gaussian import DiagonalGaussian, FullGaussian, SourceCentredGaussian
 from medseg.priors.harvest import layer_kernels
 from medseg.priors.kernel_set import KernelSet
 from medseg.priors.layer_priors import LayerPriors
-from medseg.priors.learned import VaePrior
+from medseg.priors.learned import NEEDED, learned_prior
 from medseg.priors.prior import FilterPrior
 from medseg.seeding import torch_generator
 from medseg.settings import settings
@@ -28,15 +29,45 @@ logger = logging.getLogger(__name__)
 # the layers.
 _DEPTH_FEATURES = 4
 
+_STEPS = {"fit": {"max_steps": 500}}
+
+#: Settings in which a model of kernels differs from the defaults of its kind: for some hundred to
+#: some thousand items of 9 or 27 numbers, and steps that a network of ten layers can afford. They
+#: are whitened first, so that a model learns what a full Gaussian cannot express.
+MODELS: dict[str, dict[str, Any]] = {
+    "flow": {"steps": 3, **_STEPS},
+    "vae": {"std_floor": 0.1, "standardise": "whiten", **_STEPS},
+    "rbm": {"contrastive": _STEPS},
+    "dbn": {"contrastive": _STEPS},
+    "dbm": {"contrastive": _STEPS, "rounds": 10},
+    "dae": _STEPS,
+    # Whitened kernels fill all of their dimensions: fewer numbers in a code could not.
+    "gan": {
+        "standardise": "whiten",
+        "latent": 32,
+        "fit": {"max_steps": 1000},
+        "reference_steps": 500,
+    },
+}
+
+#: Every kind of prior: two Gaussians with a KL in closed form, and each generative model that has
+#: an energy and samples. A convolutional one has no use for kernels as small as these.
+PRIOR_KINDS = (
+    "diagonal",
+    "gaussian",
+    *(name for name, kind in KINDS.items() if kind.provides >= NEEDED and name != "conv_vae"),
+)
+
 
 @settings
 class FitPriorSettings:
     """Which prior is fitted, to which kernels together, and how."""
 
-    #: ``diagonal``: independent weights; ``gaussian``: full covariance; ``vae``: variational
-    #: autoencoder.
-    kind: Literal["diagonal", "gaussian", "vae"] = "vae"
-    #: One model per layer, one per depth group, or one for all that is told the layer (vae only).
+    #: One of :data:`PRIOR_KINDS`. ``diagonal``: independent weights; ``gaussian``: full covariance;
+    #: else a generative model, such as ``vae``, ``gmm`` or ``rbm``.
+    kind: str = "vae"
+    #: One model per layer, one per depth group, or one for all that is told the layer (kinds that
+    #: take a condition).
     grouping: Literal["layer", "group", "conditioned"] = "layer"
     #: Kernels are divided by the root mean square weight of their layer, or of their depth group.
     scale: Literal["layer", "group"] = "layer"
@@ -44,62 +75,72 @@ class FitPriorSettings:
     min_kernels: int = Field(default=16, ge=2)
     #: Shrinkage of the full covariance; by default estimated (Ledoit and Wolf 2004).
     shrinkage: float | None = Field(default=None, ge=0, le=1)
-    #: Numbers in a code of the autoencoder.
-    latent: int = Field(default=6, ge=1)
-    #: Widths of its hidden layers.
-    hidden: tuple[int, ...] = (64,)
-    #: Its likelihood's deviation; see :class:`medseg.generative.vae.VaeSettings`.
-    decoder_std: Literal["shared", "per_feature", "from_code"] = "from_code"
-    #: Least deviation of its likelihood, relative to the rms of the standardised kernels.
-    std_floor: float = Field(default=0.1, gt=0)
-    #: Whiten the kernels first, so that it learns what a full Gaussian cannot express.
-    whiten: bool = True
     #: What a conditioned model is told: smooth functions of the depth, or which layer it is.
     condition: Literal["depth", "layer"] = "depth"
-    #: Passes over the kernels, at most.
-    epochs: int = Field(default=200, ge=1)
-    #: Optimiser steps, at most.
-    max_steps: int = Field(default=500, ge=1)
-    #: Kernels per step.
-    batch_size: int = Field(default=256, ge=1)
-    #: Peak learning rate.
-    learning_rate: float = Field(default=5e-3, gt=0)
+    #: Settings of the generative model that differ from :data:`MODELS` and the kind's defaults.
+    model: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
-    def _only_a_vae_is_conditioned(self) -> "FitPriorSettings":
-        if self.grouping == "conditioned" and self.kind != "vae":
+    def _fits_the_kind(self) -> "FitPriorSettings":
+        if self.kind not in PRIOR_KINDS:
             raise ValueError(
-                f"grouping 'conditioned' needs kind 'vae', but the kind is {self.kind!r}"
+                f"kind must be one of {', '.join(PRIOR_KINDS)}, but it is {self.kind!r}"
             )
+        if self.grouping == "conditioned" and not takes_condition(self.kind):
+            told = [name for name in PRIOR_KINDS if takes_condition(name)]
+            raise ValueError(
+                f"grouping 'conditioned' needs one of the kinds {', '.join(told)}, but the kind is "
+                f"{self.kind!r}"
+            )
+        if self.kind not in KINDS:
+            if self.model:
+                raise ValueError(f"kind {self.kind!r} has no model to set {list(self.model)} of")
+            return self
+        try:
+            self.make((3, 3, 3))
+        except ConfigError as error:
+            raise ValueError(error.message) from error
         return self
 
-    def vae_settings(self, condition_size: int) -> VaeSettings:
-        """Return the settings of the autoencoder alone."""
-        return VaeSettings(
-            latent=self.latent,
-            hidden=self.hidden,
-            decoder_std=self.decoder_std,
-            std_floor=self.std_floor,
-            standardise="whiten" if self.whiten else "scale",
-            condition_size=condition_size,
-            fit=FitSettings(
-                epochs=self.epochs,
-                max_steps=self.max_steps,
-                batch_size=self.batch_size,
-                learning_rate=self.learning_rate,
-            ),
-        )
+    def make(
+        self, kernel_shape: tuple[int, ...], *, n: int = 1000, condition_size: int = 0
+    ) -> GenerativeBase:
+        """Return the unfitted model for ``n`` kernels.
+
+        Raises
+        ------
+        ConfigError
+            A setting its kind does not know or allow.
+        """
+        values = _merged(MODELS.get(self.kind, {}), _sizes(self.kind, n))
+        values = _merged(values, self.model)
+        told = {"condition_size": condition_size} if condition_size else {}
+        return make_model(self.kind, kernel_shape, values | told)
 
 
-#: The priors that :func:`held_out_nats` compares by default.
-COMPARED = (
-    FitPriorSettings(kind="diagonal", grouping="layer"),
-    FitPriorSettings(kind="gaussian", grouping="layer"),
-    FitPriorSettings(kind="gaussian", grouping="group"),
-    FitPriorSettings(kind="vae", grouping="layer"),
-    FitPriorSettings(kind="vae", grouping="group"),
-    FitPriorSettings(kind="vae", grouping="conditioned"),
-)
+def takes_condition(kind: str) -> bool:
+    """Return whether models of a kind can be told the layer."""
+    return kind in KINDS and "condition_size" in KINDS[kind].settings_type.__dataclass_fields__
+
+
+def _merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``values`` with ``changes`` put in, at any depth."""
+    merged = dict(values)
+    for key, change in changes.items():
+        before = merged.get(key)
+        inside = isinstance(before, Mapping) and isinstance(change, Mapping)
+        merged[key] = _merged(cast(Mapping[str, Any], before), change) if inside else change
+    return merged
+
+
+def _sizes(kind: str, n: int) -> dict[str, Any]:
+    """Return what must be smaller where there are few kernels: a part of a mixture needs some."""
+    if kind == "gmm":
+        return {"components": min(max(n // 400, 1), 8)}
+    if kind == "som":
+        side = min(max(math.isqrt(n // 20), 1), 6)
+        return {"size_x": side, "size_y": side}
+    return {}
 
 
 def fit_priors(kernels: KernelSet, settings: FitPriorSettings, *, seed: int) -> LayerPriors:
@@ -112,7 +153,7 @@ def fit_priors(kernels: KernelSet, settings: FitPriorSettings, *, seed: int) -> 
     settings : FitPriorSettings
         Kind, grouping, sizes.
     seed : int
-        Of the autoencoders' start and batches; each model has its own stream.
+        Of the models' start and batches; each model has its own stream.
 
     Returns
     -------
@@ -131,18 +172,13 @@ def fit_priors(kernels: KernelSet, settings: FitPriorSettings, *, seed: int) -> 
         scaled = {name: kernels.of_layer(name) / scales[name] for name in names}
         items = torch.cat(list(scaled.values()))
         _check_fittable(items, unit=unit, min_kernels=settings.min_kernels)
-        if settings.kind == "vae":
-            fitted, record = _fit_vae(
+        if settings.kind in KINDS:
+            fitted, record = _fit_model(
                 kernels, scaled, scales, settings=settings, seed=seed, unit=unit
             )
             records[unit] = asdict(record)
-            logger.info(
-                "VAE of %s: %d kernels, %d steps, %.2f nats per standardised kernel",
-                unit,
-                len(items),
-                record.steps,
-                record.train_nats,
-            )
+            words = " ".join([f"{record.steps} steps.", *record.warnings])
+            logger.info("%s of %s: %d kernels, %s", settings.kind, unit, len(items), words)
         else:
             fitted = _fit_gaussian(items, {name: scales[name] for name in names}, settings)
         priors.update(fitted)
@@ -179,95 +215,6 @@ def source_centred_priors(network: nn.Module, *, relative_std: float) -> LayerPr
         rms = kernels.double().square().mean().sqrt().float()
         priors[name] = SourceCentredGaussian(kernels, relative_std * rms)
     return LayerPriors(priors, provenance={"kind": "source_centred", "relative_std": relative_std})
-
-
-def held_out_nats(
-    kernels: KernelSet,
-    *,
-    settings: Sequence[FitPriorSettings] = COMPARED,
-    seed: int,
-    n_codes: int = 64,
-    max_kernels: int = 10_000,
-) -> list[dict[str, object]]:
-    """Return the mean log density of kernels that were kept from the fit, priors side by side.
-
-    The last network is held out, or a fifth of the kernels of each layer when there is one network
-    only (which flatters: kernels of one network are not independent). Gaussians are scored exactly,
-    autoencoders by the importance-weighted bound, all in nats per kernel in the kernels' own units.
-
-    Parameters
-    ----------
-    kernels : KernelSet
-        Of two networks or more, best.
-    settings : sequence of FitPriorSettings
-        The priors.
-    seed : int
-        Of the fits, the codes and the choice of kernels.
-    n_codes : int
-        Codes per kernel of the importance-weighted bound.
-    max_kernels : int
-        Kernels scored, drawn at random when more are held out.
-
-    Returns
-    -------
-    list of dict
-        One row per prior and layer, layer ``"all"`` first: ``kind``, ``grouping``, ``whitened``,
-        ``layer``, ``nats_per_kernel``, ``sd_nats``, ``n_kernels``, ``bound``, ``held_out``.
-    """
-    train, held, described = _hold_out(kernels, seed=seed)
-    if len(held) > max_kernels:
-        generator = torch_generator(seed, "held-out kernels")
-        held = held.select(torch.randperm(len(held), generator=generator)[:max_kernels])
-    rows: list[dict[str, object]] = []
-    for option in settings:
-        priors = fit_priors(train, option, seed=seed)
-        generator = torch_generator(seed, "held-out codes")
-        scores = {
-            name: _score(priors.prior_for(name), held.of_layer(name), generator, n_codes)
-            for name in held.layer_names
-        }
-        common = {
-            "kind": option.kind,
-            "grouping": option.grouping,
-            "whitened": option.kind == "vae" and option.whiten,
-        }
-        ending = {
-            "bound": f"importance-weighted, {n_codes} codes" if option.kind == "vae" else "exact",
-            "held_out": described,
-        }
-        for layer, values in {"all": torch.cat(list(scores.values())), **scores}.items():
-            rows.append({**common, "layer": layer, **_summary(values), **ending})
-    # The summary rows first: they are the table that is read.
-    return sorted(rows, key=lambda row: row["layer"] != "all")
-
-
-def _summary(values: Tensor) -> dict[str, object]:
-    enough = len(values) > 1
-    return {
-        "nats_per_kernel": float(values.mean()) if len(values) else math.nan,
-        "sd_nats": float(values.std()) if enough else math.nan,
-        "n_kernels": len(values),
-    }
-
-
-def _score(prior: FilterPrior, kernels: Tensor, generator: torch.Generator, n_codes: int) -> Tensor:
-    if isinstance(prior, VaePrior) and len(kernels):
-        return prior.score(kernels, generator=generator, n_codes=n_codes)
-    return prior.log_bound(kernels) if len(kernels) else kernels.new_zeros(0)
-
-
-def _hold_out(kernels: KernelSet, *, seed: int) -> tuple[KernelSet, KernelSet, str]:
-    networks = kernels.networks
-    if len(networks) > 1:
-        held = kernels.of_networks(networks[-1:])
-        return kernels.of_networks(networks[:-1]), held, f"network {networks[-1]}"
-    chance = torch.rand(len(kernels), generator=torch_generator(seed, "held-out share"))
-    inside = torch.zeros(len(kernels), dtype=torch.bool)
-    for i in range(len(kernels.layers)):
-        # A fifth of every layer by rank, so that no layer is left without kernels to fit.
-        rows = (kernels.layer == i).nonzero().flatten()
-        inside[rows[chance[rows].argsort()[: len(rows) // 5]]] = True
-    return kernels.select(~inside), kernels.select(inside), "a fifth of the kernels"
 
 
 def _units(kernels: KernelSet, grouping: str) -> dict[str, list[str]]:
@@ -321,7 +268,7 @@ def _fit_gaussian(
     return {name: fitted.scaled(scale) for name, scale in scales.items()}
 
 
-def _fit_vae(
+def _fit_model(
     kernels: KernelSet,
     scaled: Mapping[str, Tensor],
     scales: Mapping[str, float],
@@ -335,15 +282,18 @@ def _fit_vae(
     if settings.grouping == "conditioned":
         conditions = {name: _condition(kernels, name, settings.condition) for name in scaled}
         told = torch.cat([conditions[name].expand(len(k), -1) for name, k in scaled.items()])
+    items = torch.cat(list(scaled.values()))
     size = 0 if told is None else told.shape[1]
-    vae = Vae(kernels.kernel_shape, settings.vae_settings(size))
+    model = settings.make(kernels.kernel_shape, n=len(items), condition_size=size)
     generator = torch_generator(seed, "prior", unit)
-    record = vae.fit(torch.cat(list(scaled.values())), generator=generator, condition=told)
+    record = model.fit(items, generator=generator, condition=told)
     priors: dict[str, FilterPrior] = {}
     shared = None
     for name in scaled:
-        prior = VaePrior(vae, scale=scales[name], condition=conditions.get(name), inference=shared)
-        shared = prior.inference
+        prior = learned_prior(
+            model, scale=scales[name], condition=conditions.get(name), inference=shared
+        )
+        shared = getattr(prior, "inference", None)
         priors[name] = prior
     return priors, record
 

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from medseg.errors import ModelError, PriorError
+from medseg.generative.base import GenerativeBase
+from medseg.generative.catalog import restore_model
 from medseg.generative.storage import content_hash, read_folder, write_folder
-from medseg.generative.vae import Encoder, Vae
+from medseg.generative.vae import Encoder
 from medseg.priors.gaussian import DiagonalGaussian, FullGaussian, SourceCentredGaussian
-from medseg.priors.learned import VaePrior
-from medseg.priors.prior import FilterPrior
+from medseg.priors.learned import LearnedPrior, VaePrior, learned_prior
+from medseg.priors.prior import FilterPrior, meaning_of
 from medseg.shapes import Kernels, PerKernel
 
 # What each exact prior is built from: constructor, then the names of its tensors in that order.
@@ -32,7 +34,7 @@ class LayerPriors(nn.Module):
     Parameters
     ----------
     priors : mapping from layer name to FilterPrior
-        Complete: a layer that is not in it is refused. Priors may share an autoencoder.
+        Complete: a layer that is not in it is refused. Priors may share a model.
     provenance : mapping, optional
         Where they come from, as JSON: settings, seed, hash of the kernels, fit records.
 
@@ -94,6 +96,19 @@ class LayerPriors(nn.Module):
         return list({id(parameter): parameter for parameter in found}.values())
 
     @property
+    def is_normalised(self) -> bool:
+        """Whether the densities of all layers integrate to one."""
+        return all(self.prior_for(layer).is_normalised for layer in self.layers)
+
+    def describe(self) -> list[dict[str, object]]:
+        """Return kind, and what the nats of the bound mean, of the prior of each layer."""
+        return [
+            {"layer": layer, "kind": _kind(prior), "nats": meaning_of(prior)}
+            for layer in self.layers
+            for prior in [self.prior_for(layer)]
+        ]
+
+    @property
     def hash(self) -> str:
         """SHA-256 of the densities; training the inference networks does not change it."""
         tensors, description = self._pack()
@@ -124,70 +139,69 @@ class LayerPriors(nn.Module):
 
     def _pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors: dict[str, Tensor] = {}
-        rows: list[dict[str, Any]] = []
-        shared = _Shared()
-        for i, layer in enumerate(self.layers):
-            prior = self.prior_for(layer)
-            if isinstance(prior, VaePrior):
-                row = {
-                    "kind": "vae",
-                    "scale": prior.scale,
-                    "vae": shared.number("vae", prior.vae),
-                    "inference": shared.number("inference", prior.inference),
-                }
+        rows = self.describe()
+        models, encoders = _Numbered(), _Numbered()
+        for i, row in enumerate(rows):
+            prior = self.prior_for(str(row["layer"]))
+            if isinstance(prior, LearnedPrior):
+                row |= {"scale": prior.scale, "model": models.number(prior.model)}
                 members = {} if prior.condition is None else {"condition": prior.condition}
+                if isinstance(prior, VaePrior):
+                    row["inference"] = encoders.number(prior.inference)
             else:
-                kind = next(name for name, (made, _) in _EXACT.items() if type(prior) is made)
-                row = {"kind": kind}
-                members = {name: getattr(prior, name) for name in _EXACT[kind][1]}
-            rows.append({"layer": layer, **row})
+                members = {name: getattr(prior, name) for name in _EXACT[str(row["kind"])][1]}
             tensors |= {f"layer.{i}.{name}": value for name, value in members.items()}
-        for kind, modules in shared.modules.items():
-            for number, module in enumerate(modules):
+        for kind, numbered in (("model", models), ("inference", encoders)):
+            for number, module in enumerate(numbered.modules):
                 state = module.state_dict()
                 tensors |= {f"{kind}.{number}.{name}": value for name, value in state.items()}
-        vaes = [module.describe() for module in shared.modules["vae"] if isinstance(module, Vae)]
-        return tensors, {"layers": rows, "vaes": vaes, "provenance": self.provenance}
+        described = [m.describe() for m in models.modules if isinstance(m, GenerativeBase)]
+        return tensors, {"layers": rows, "models": described, "provenance": self.provenance}
 
 
-class _Shared:
+def _kind(prior: FilterPrior) -> str:
+    if isinstance(prior, LearnedPrior):
+        return prior.kind
+    return next(name for name, (made, _) in _EXACT.items() if type(prior) is made)
+
+
+class _Numbered:
     """Numbers modules by identity, so that one shared by many layers is written once."""
 
     def __init__(self) -> None:
-        self.modules: dict[str, list[nn.Module]] = {"vae": [], "inference": []}
+        self.modules: list[nn.Module] = []
 
-    def number(self, kind: str, module: nn.Module) -> int:
-        known = self.modules[kind]
-        for number, other in enumerate(known):
+    def number(self, module: nn.Module) -> int:
+        for number, other in enumerate(self.modules):
             if other is module:
                 return number
-        known.append(module)
-        return len(known) - 1
+        self.modules.append(module)
+        return len(self.modules) - 1
 
 
 def _unpack(tensors: dict[str, Tensor], description: dict[str, Any]) -> LayerPriors:
-    vaes = [
-        Vae.restore(described, _under(tensors, f"vae.{number}."))
-        for number, described in enumerate(description["vaes"])
+    models = [
+        restore_model(described, _under(tensors, f"model.{number}."))
+        for number, described in enumerate(description["models"])
     ]
     encoders: dict[int, Encoder] = {}
     priors: dict[str, FilterPrior] = {}
     for i, row in enumerate(description["layers"]):
         members = _under(tensors, f"layer.{i}.")
-        if row["kind"] != "vae":
+        if row["kind"] in _EXACT:
             made, names = _EXACT[row["kind"]]
             priors[row["layer"]] = made(*(members[name] for name in names))
             continue
-        prior = VaePrior(
-            vaes[row["vae"]],
+        number = row.get("inference")
+        prior = learned_prior(
+            models[row["model"]],
             scale=row["scale"],
             condition=members.get("condition"),
-            inference=encoders.get(row["inference"]),
+            inference=encoders.get(number),
         )
-        if row["inference"] not in encoders:
-            state = _under(tensors, f"inference.{row['inference']}.")
-            prior.inference.load_state_dict(state)
-            encoders[row["inference"]] = prior.inference
+        if isinstance(prior, VaePrior) and number not in encoders:
+            prior.inference.load_state_dict(_under(tensors, f"inference.{number}."))
+            encoders[number] = prior.inference
         priors[row["layer"]] = prior
     return LayerPriors(priors, provenance=description["provenance"])
 

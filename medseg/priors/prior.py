@@ -18,7 +18,8 @@ class FilterPrior(Protocol):
     Implementations are modules whose distribution is frozen (buffers, or parameters without
     gradient), while gradients flow through them to the kernels. ``trainable_parameters`` lists what
     may still be trained: the inference network of a latent-variable prior, which tightens the bound
-    and leaves the density alone.
+    and leaves the density alone. A prior that knows its density only up to a constant is no less a
+    prior, for the constant moves no posterior; it says so by ``is_normalised``.
 
     Attributes
     ----------
@@ -28,7 +29,7 @@ class FilterPrior(Protocol):
         True when ``log_bound`` is log p itself.
     is_normalised : bool
         True when the density that is bounded integrates to one, so that nats compare between
-        priors.
+        priors. Else ``log_bound`` is minus an energy: log p up to an unknown constant.
     """
 
     @property
@@ -63,8 +64,15 @@ class FilterPrior(Protocol):
         ...
 
     def trainable_parameters(self) -> list[nn.Parameter]:
-        """Return the parameters that only the bound depends on; empty for an exact prior."""
+        """Return the parameters that only the bound depends on; mostly none."""
         ...
+
+
+def meaning_of(prior: FilterPrior) -> str:
+    """Return what the nats of ``log_bound`` are, in words."""
+    if not prior.is_normalised:
+        return "minus an energy: log density up to an unknown constant (unnormalised)"
+    return "log density" if prior.is_exact else "lower bound on the log density"
 
 
 def check_kernels(kernels: Tensor, kernel_shape: tuple[int, ...]) -> None:

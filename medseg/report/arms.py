@@ -85,8 +85,8 @@ LOOKS: dict[str, Look] = {
         8, "DWP", "Deep weight prior: variational fine-tuning under a learned filter prior.",
         "#D55E00", "d",
     ),
-    "dwp_vae": Look(
-        9, "DWP (VAE start)", "Deep weight prior, started from filters sampled by the prior.",
+    "dwp_prior": Look(
+        9, "DWP (prior start)", "Deep weight prior, started from filters sampled by the prior.",
         "#0072B2", "<", (4, 1.5),
     ),
     "dwp_resampled": Look(
@@ -111,10 +111,17 @@ def look_of(method: str) -> Look:
     if method in LOOKS:
         return LOOKS[method]
     pick = zlib.crc32(method.encode())
+    start = "_prior" if method.endswith("_prior") else ""
+    named = method.removesuffix(start).removeprefix("dwp_")
+    short, words = method, "A method this report has no words for."
+    if named != method:
+        short = f"DWP: {named}{', prior start' if start else ''}"
+        words = f"Deep weight prior: variational fine-tuning under the filter prior {named!r}"
+        words += ", started from filters sampled by it." if start else "."
     return Look(
         len(LOOKS) + pick % 1000,
-        method,
-        "A method this report has no words for.",
+        short,
+        words,
         _SPARE_COLOURS[pick % len(_SPARE_COLOURS)],
         _SPARE_MARKERS[pick // 7 % len(_SPARE_MARKERS)],
         (2, 1, 1, 1),

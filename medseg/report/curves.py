@@ -22,6 +22,11 @@ History = Mapping[str, np.ndarray]
 _Dashes = tuple[float, tuple[float, ...]]
 _DASHES: tuple[_Dashes, ...] = ((0, ()), (0, (4, 1.5)), (0, (1, 1.2)), (0, (4, 1.2, 1, 1.2)))
 _PLAIN = "#374151"
+#: Column of a history -> its name. The second is that of priors known up to their log Z.
+_KL = {
+    "kl_nats": "KL term (nats)",
+    "kl_minus_log_z_nats": "KL less log Z, prior unnormalised (nats)",
+}
 
 MAX_POINTS = 300
 MAX_RUNS = 24
@@ -47,7 +52,13 @@ class Group:
     @property
     def has_kl(self) -> bool:
         """Whether any of them has a KL term."""
-        return _any_finite(self, "kl_nats")
+        return any(_any_finite(self, key) for key in _KL)
+
+    @property
+    def kl_term(self) -> tuple[str, str]:
+        """Column and words of the KL term; without log Z where the prior is not normalised."""
+        found = [key for key in _KL if _any_finite(self, key)]
+        return (found[0], _KL[found[0]]) if found else ("kl_nats", _KL["kl_nats"])
 
 
 def _split(name: str, sources: Sequence[str]) -> tuple[str, str, int | None]:
@@ -92,7 +103,7 @@ def training_picture(group: Group) -> Picture | None:
         data = ("cross_entropy_nats", "cross-entropy (nats per voxel)")
     if not _any_finite(group, data[0]):
         return None
-    panels = [data, ("kl_nats", "KL term (nats)"), ("validation_dsc", "validation DSC")]
+    panels = [data, group.kl_term, ("validation_dsc", "validation DSC")]
     shown = dict(list(group.histories.items())[:MAX_RUNS])
     names = sorted({group.labels[name] for name in shown})
     colour = look_of(group.method).colour if group.n is not None else _PLAIN
@@ -102,7 +113,7 @@ def training_picture(group: Group) -> Picture | None:
             for name, history in shown.items():
                 dashes = _DASHES[names.index(group.labels[name]) % len(_DASHES)]
                 _line(axes, history, key, colour=colour, dashes=dashes)
-            _finish(axes, label, empty=not _any_finite(group, key), is_kl=key == "kl_nats")
+            _finish(axes, label, empty=not _any_finite(group, key), is_kl=key in _KL)
         if names != [source_name("none")]:
             lines = [
                 Line2D([], [], color=colour, linestyle=_DASHES[i % len(_DASHES)])
@@ -125,17 +136,18 @@ def _caption(group: Group, shown: int) -> str:
 
 
 def _kl_words(group: Group) -> str:
-    ends = []
+    ends, (term, words) = [], group.kl_term
     for history in group.histories.values():
         columns = [
-            history.get(key, np.array([math.nan]))[-1] for key in ("data_nats", "kl_nats", "beta")
+            history.get(key, np.array([math.nan]))[-1] for key in ("data_nats", term, "beta")
         ]
         if all(math.isfinite(value) for value in columns):
             ends.append(columns)
     if not ends:
         return ""
     data, kl, beta = np.median(np.array(ends), axis=0)
-    return f" At the end (median): data {data:,.0f} nats, KL {kl:,.0f} nats, beta {beta:.3g}."
+    name = words.removesuffix(" (nats)")
+    return f" At the end (median): data {data:,.0f} nats, {name} {kl:,.0f} nats, beta {beta:.3g}."
 
 
 def _any_finite(group: Group, key: str) -> bool:

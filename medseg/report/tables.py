@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from markupsafe import Markup
@@ -308,7 +308,10 @@ def ece_table(found: Sequence[Calibration]) -> Table:
 def held_out_table(priors: Sequence[Priors]) -> Table:
     """Return held-out nats per kernel of each prior, a column for each source, highest bold."""
     found = [
-        {(row.get("kind", "n/a"), row.get("grouping", "n/a")): row for row in prior.held_out}
+        {
+            (row.get("prior", row.get("kind", "n/a")), row.get("grouping", "n/a")): row
+            for row in _whole(prior)
+        }
         for prior in priors
     ]
     keys = list(dict.fromkeys(key for rows in found for key in rows))
@@ -317,26 +320,38 @@ def held_out_table(priors: Sequence[Priors]) -> Table:
     ]
     best = [best_of(column, "higher") for column in values]
     lines = []
-    for place, (kind, grouping) in enumerate(keys):
+    for place, (name, grouping) in enumerate(keys):
         cells = [Cell(grouping)]
         for rows, column, top in zip(found, values, best, strict=True):
-            error = as_number(rows.get((kind, grouping), {}).get("std_error"))
+            row = rows.get((name, grouping), {})
+            error = as_number(row.get("sd_nats")) / max(as_number(row.get("n_kernels")), 1) ** 0.5
             small = f"± {number(error, 2)}" if math.isfinite(error) else ""
-            cells.append(Cell(number(column[place], 2), column[place], place in top, small))
-        lines.append(Row(kind, cells))
+            text = "unnormalised" if row.get("bound") == "unnormalised" else None
+            cells.append(Cell(text or number(column[place], 2), column[place], place in top, small))
+        lines.append(Row(name, cells))
     headings = [("Prior", ""), ("Grouping", "one prior for each")]
     headings += [(f"{source_name(prior.source)} ↑", "mean ± standard error") for prior in priors]
     caption = (
         "Held-out kernels: mean log density in nats per kernel, by source, ± standard error "
-        f"({_kernel_counts(priors)}). A lower bound for a VAE, exact for Gaussians, in the "
-        "kernels' own units. Higher is better; bold: best of the column."
+        f"({_kernel_counts(priors)}). A lower bound for a VAE, exact for the others, in the "
+        "kernels' own units; the nats of an unnormalised prior lack its log Z and compare with "
+        "none. Higher is better; bold: best of the column."
     )
     return Table(caption, headings, [("", lines)])
 
 
 def _kernel_counts(priors: Sequence[Priors]) -> str:
     counts = {
-        source_name(prior.source): sorted({row.get("n_kernels", "?") for row in prior.held_out})
+        source_name(prior.source): sorted({row.get("n_kernels", "?") for row in _whole(prior)})
         for prior in priors
     }
     return "; ".join(f"{name}: n = {' or '.join(found)} kernels" for name, found in counts.items())
+
+
+def _whole(prior: Priors) -> list[Mapping[str, str]]:
+    """Return the rows over all layers of the priors that were fitted."""
+    return [
+        row
+        for row in prior.held_out
+        if row.get("layer", "all") == "all" and row.get("kind") != "real kernels"
+    ]

@@ -155,6 +155,7 @@ class VariationalObjective:
             n_scans=self._scans,
             beta=self._elbo.beta_at(step),
             outputs_per_voxel=self._outputs,
+            normalised=self._priors.is_normalised,
         )
         dice = soft_dice_loss(
             logits,

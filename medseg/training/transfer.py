@@ -15,12 +15,12 @@ method        what it does
 
 import copy
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from medseg.data.regions import RegionSettings
@@ -53,6 +53,9 @@ class MethodSettings:
     #: Where the posterior means of ``dwp`` start: the source weights, samples of the prior, or
     #: source kernels drawn at random.
     init: Literal["source", "prior", "resampled"] = "source"
+    #: Name of the filter prior of ``dwp`` in an experiment: one of ``protocol.priors``, or a kind;
+    #: by default ``protocol.prior``.
+    prior: str | None = None
     #: Strength of the penalty of ``l2sp``, per squared unit of weight.
     l2sp_strength: float = Field(default=0.05, ge=0)
     #: Share of the way from the fine-tuned weights back to the source of ``wise``.
@@ -64,10 +67,17 @@ class MethodSettings:
     #: Weight of their prior; a tenth of the kernels a step keeps the KL below a tenth of its time.
     elbo: ElboSettings = ElboSettings(kl_fraction=0.1)
 
+    @model_validator(mode="after")
+    def _only_dwp_has_a_choice_of_prior(self) -> "MethodSettings":
+        if self.prior is not None and self.method != "dwp":
+            raise ValueError(f"prior belongs to method dwp, but the method is {self.method}")
+        return self
+
     @property
     def label(self) -> str:
         """Name in tables."""
-        return self.method if self.init == "source" else f"{self.method}_{self.init}"
+        start = None if self.init == "source" else self.init
+        return "_".join(part for part in (self.method, self.prior, start) if part)
 
     @property
     def trained_as(self) -> "MethodSettings":
@@ -89,12 +99,19 @@ class Source:
         Of all source networks; for ``dwp`` with resampled kernels.
     priors : LayerPriors, optional
         Fitted to them; for ``dwp``.
+    named_priors : mapping of name to LayerPriors
+        Others, for a ``dwp`` that names its prior.
     """
 
     network: nn.Module
     regions: RegionSettings
     kernels: KernelSet | None = None
     priors: LayerPriors | None = None
+    named_priors: Mapping[str, LayerPriors] = field(default_factory=dict)
+
+    def priors_for(self, method: MethodSettings) -> LayerPriors | None:
+        """Return the filter priors that a method asks for, if they are there."""
+        return self.priors if method.prior is None else self.named_priors.get(method.prior)
 
 
 @dataclass(frozen=True)
@@ -292,16 +309,18 @@ def _variational(
     method: MethodSettings,
     source: Source,
 ) -> tuple[nn.Module, Objective]:
+    fitted = source.priors_for(method)
     if method.method == "gaussian":
         priors = source_centred_priors(network, relative_std=method.prior_relative_std)
-    elif source.priors is None:
+    elif fitted is None:
+        name = "" if method.prior is None else f" named {method.prior!r}"
         raise TrainingError(
-            "Method 'dwp' needs a filter prior, but the source has none.",
+            f"Method 'dwp' needs a filter prior, but the source has none{name}.",
             hint="Harvest the source networks and fit one with `medseg fit-prior`.",
         )
     else:
         # r is trained with the posterior, so each fine-tuning has a copy of its own.
-        priors = copy.deepcopy(source.priors)
+        priors = copy.deepcopy(fitted)
     if method.method == "dwp" and method.init != "source":
         _start_from_kernels(network, method, source, seed=plan.seed)
     twin = to_variational(network, settings=method.variational)
@@ -327,15 +346,15 @@ def _start_from_kernels(
 ) -> None:
     """Overwrite every 3x3x3 (3x3) convolution with drawn kernels of its own layer."""
     layers = variational_layers(to_variational(network, settings=method.variational))
-    modules = dict(network.named_modules())
+    modules, priors = dict(network.named_modules()), source.priors_for(method)
     for name in layers:
         weight = modules[name].weight
         if not isinstance(weight, Tensor):
             raise TrainingError(f"Layer {name!r} must have a weight tensor, but it has none.")
         shape, generator = weight.shape, torch_generator(seed, "kernel start", name)
         n = shape[0] * shape[1]
-        if method.init == "prior" and source.priors is not None:
-            drawn = source.priors.sample(name, n, generator=generator)
+        if method.init == "prior" and priors is not None:
+            drawn = priors.sample(name, n, generator=generator)
         elif source.kernels is not None:
             drawn = source.kernels.resample(name, n, generator=generator)
         else:

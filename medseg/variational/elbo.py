@@ -36,17 +36,21 @@ class ElboTerms:
     data_nats : Tensor, shape ()
         Estimate of ``-E_q log p(y | x, W)`` of **all** target scans: a sum over voxels and scans.
     kl_nats : Tensor, shape ()
-        ``KL(q || p)`` of all kernels, or an upper bound of it.
+        ``KL(q || p)`` of all kernels, or an upper bound of it; of unnormalised priors less the log
+        Z of each kernel.
     beta : float
         Temperature of the KL term.
     n_observations : float
         Scored outputs in ``data_nats``: voxels per scan x outputs per voxel x scans.
+    normalised : bool
+        Whether the priors integrate to one.
     """
 
     data_nats: Tensor
     kl_nats: Tensor
     beta: float
     n_observations: float
+    normalised: bool = True
 
     @property
     def negative_elbo_nats(self) -> Tensor:
@@ -63,12 +67,17 @@ class ElboTerms:
         return self.negative_elbo_nats / self.n_observations
 
     def as_log(self) -> dict[str, float]:
-        """Return the numbers for a training log, nats of the target set."""
+        """Return the numbers for a training log, nats of the target set.
+
+        Without log Z neither a KL nor a bound of the evidence is known: the terms that lack it say
+        so in their names.
+        """
+        lacks = "" if self.normalised else "_minus_log_z"
         return {
             "data_nats": self.data_nats.item(),
-            "kl_nats": self.kl_nats.item(),
+            f"kl{lacks}_nats": self.kl_nats.item(),
             "beta": self.beta,
-            "negative_elbo_nats": self.negative_elbo_nats.item(),
+            f"negative_elbo{lacks}_nats": self.negative_elbo_nats.item(),
         }
 
 
@@ -80,6 +89,7 @@ def elbo_terms(
     n_scans: int,
     beta: float,
     outputs_per_voxel: float = 1,
+    normalised: bool = True,
 ) -> ElboTerms:
     """Return the terms of ``-E_q log p(y | x, W) + beta KL(q || p)`` for the whole target set.
 
@@ -104,6 +114,8 @@ def elbo_terms(
     outputs_per_voxel : float
         Independent outputs that ``mean_nats`` was averaged over: the number of regions for
         sigmoid heads (of known ones, in the mean over scans), 1 for a softmax.
+    normalised : bool
+        Whether the priors integrate to one.
 
     Raises
     ------
@@ -131,4 +143,5 @@ def elbo_terms(
         kl_nats=kl_nats,
         beta=beta,
         n_observations=n_observations,
+        normalised=normalised,
     )

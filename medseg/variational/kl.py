@@ -47,8 +47,9 @@ def kl_nats(
 
     A pair of types in ``CLOSED_FORMS`` is exact. Any other prior is scored at one sample,
     ``-H(q) - log_bound(w)`` with ``w ~ q``: unbiased where the prior is exact, in expectation an
-    upper bound where ``log_bound`` is a lower one. Gradients reach the posterior, and an inference
-    network within the prior.
+    upper bound where ``log_bound`` is a lower one; less log Z where the prior is not normalised,
+    which moves no gradient. Gradients reach the posterior, and an inference network within the
+    prior.
 
     Parameters
     ----------

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-from functools import partial
 from pathlib import Path
 
 import nibabel as nib
@@ -26,7 +25,7 @@ from medseg.inference.model import Model, ModelSpec, load_model
 from medseg.io.atomic import read_table
 from medseg.networks.unet import UNetSettings
 from medseg.preprocess.prepare import PreprocessSettings
-from medseg.priors import fit
+from medseg.priors import compare
 from medseg.priors.kernel_set import KernelSet
 from medseg.priors.layer_priors import LayerPriors
 from medseg.training.transfer import new_network
@@ -376,7 +375,7 @@ def test_train_harvest_fit_and_finetune(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The comparison has a test of its own.
-    monkeypatch.setattr(fit, "held_out_nats", lambda kernels, *, seed: [])
+    monkeypatch.setattr(compare, "compare_priors", lambda kernels, **_: [])
     config = tiny_config(tmp_path)
     assert run("train", config, tmp_path / "t", "--source", "other") == 2
     capsys.readouterr()
@@ -395,6 +394,10 @@ def test_train_harvest_fit_and_finetune(
 
     assert run("fit-prior", kernels, "--out", prior, "--kind", "gaussian") == 0
     assert LayerPriors.load(prior) is not None
+    rbm = ("--kind", "rbm", "--grouping", "group", "--set", "model.sample_sweeps=4")
+    steps = ("--set", "model.contrastive.fit.max_steps=5")
+    assert run("fit-prior", kernels, "--out", tmp_path / "rbm", *rbm, *steps) == 0
+    assert not LayerPriors.load(tmp_path / "rbm").is_normalised
 
     base = ("finetune", config, "--source", members[0])
     assert run("finetune", config, "--method", "pr", "--out", tmp_path / "x") == 2
@@ -405,6 +408,11 @@ def test_train_harvest_fit_and_finetune(
     options = ("--set", "elbo.kl_fraction=0.1")
     argv = (*base, "--prior", prior, "--out", tmp_path / "dwp", *options)
     assert run(*argv, "protocol.target_training.steps=1") == 0
+    argv = (*base, "--prior", tmp_path / "rbm", "--out", tmp_path / "rbm_model", *options)
+    assert run(*argv, "protocol.target_training.steps=1") == 0
+    (row,) = read_table(tmp_path / "rbm_model" / "history.tsv")
+    assert "kl_minus_log_z_nats" in row
+    assert "kl_nats" not in row
     models = {name: load_model(tmp_path / name) for name in ("ri", "pr", "dwp")}
     assert [m.spec.method for m in models.values()] == ["ri", "pr", "dwp"]
     assert models["dwp"].spec.variational is not None
@@ -423,8 +431,8 @@ def test_priors_from_tiny_networks_are_compared_side_by_side(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The autoencoders of the comparison are tested with the priors; here the Gaussians will do.
-    compared = [s for s in fit.COMPARED if s.kind != "vae"]
-    monkeypatch.setattr(fit, "held_out_nats", partial(fit.held_out_nats, settings=compared))
+    compared = {name: s for name, s in compare.COMPARED.items() if s.kind != "vae"}
+    monkeypatch.setattr(compare, "COMPARED", compared)
     folders = [save_model(tmp_path / f"m{seed}", seed=seed, width=16) for seed in (0, 1)]
     weights = load_model(folders[0]).network.parameters()
     whole = 2 * sum(w.shape[0] * w.shape[1] for w in weights if w.ndim == 5 and w.shape[-1] == 3)

@@ -208,6 +208,25 @@ def test_absent_data_are_a_fault_of_the_data(tmp_path: Path) -> None:
         load_plan(write(tmp_path, values))
 
 
+def test_an_arm_names_its_prior(tmp_path: Path) -> None:
+    values = minimal()
+    source = next(iter(values["sources"]))
+    values["arms"] = [
+        {"method": {"method": "dwp", "prior": name}, "sources": [source]}
+        for name in ("rbm", "mine")
+    ]
+    with pytest.raises(ConfigError, match=r"arms.1.method.prior: .* or of the kinds .* 'mine'"):
+        load_plan(write(tmp_path, values))
+    change = "protocol.priors.mine={kind: gmm, grouping: group, model: {components: 2}}"
+    plan = load_plan(write(tmp_path, values), [change])
+    assert plan.priors_of(source) == ("rbm", "mine")
+    assert [arm.method.label for arm in plan.arms] == ["dwp_rbm", "dwp_mine"]
+    kinds = [plan.protocol.prior_named(name).kind for name in ("rbm", "mine", None)]
+    assert kinds == ["rbm", "gmm", plan.protocol.prior.kind]
+    with pytest.raises(ConfigError, match="components"):
+        load_plan(write(tmp_path, values), [change.replace("2", "0")])
+
+
 def test_methods_take_settings() -> None:
     method = load_method("dwp", ["init=prior", "elbo.kl_fraction=0.5", "wise_share=0.25"])
     assert (method.label, method.elbo.kl_fraction, method.wise_share) == ("dwp_prior", 0.5, 0.25)

@@ -56,7 +56,7 @@ def _few_comparisons(monkeypatch: pytest.MonkeyPatch) -> None:
     """The comparison of priors trains autoencoders; it is tested with the priors."""
     row = {"kind": "gaussian", "grouping": "layer", "nats_per_kernel": 1.0, "n_kernels": 1}
     monkeypatch.setattr(
-        "medseg.experiment.sources.held_out_nats", lambda kernels, *, seed: [{**row, "seed": seed}]
+        "medseg.experiment.sources.compare_priors", lambda kernels, *, seed: [{**row, "seed": seed}]
     )
 
 
@@ -73,7 +73,7 @@ def finished(plan: ExperimentPlan, tmp_path_factory: pytest.TempPathFactory) -> 
     patch = pytest.MonkeyPatch()
     with patch.context() as context:
         context.setattr(
-            "medseg.experiment.sources.held_out_nats",
+            "medseg.experiment.sources.compare_priors",
             lambda kernels, *, seed: [{"kind": "gaussian", "grouping": "layer"}],
         )
         run_experiment(plan, out)

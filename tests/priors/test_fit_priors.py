@@ -9,9 +9,9 @@ from torch import nn
 
 from medseg.errors import PriorError
 from medseg.priors.fit import (
+    PRIOR_KINDS,
     FitPriorSettings,
     fit_priors,
-    held_out_nats,
     source_centred_priors,
 )
 from medseg.priors.gaussian import DiagonalGaussian, FullGaussian, SourceCentredGaussian
@@ -21,16 +21,32 @@ from medseg.priors.learned import VaePrior
 from medseg.seeding import torch_generator
 
 Make = Callable[..., nn.Module]
-QUICK = {"max_steps": 60, "hidden": (16,), "latent": 2}
+CHAINS = {"hidden": 8, "sample_sweeps": 60, "contrastive": {"fit": {"max_steps": 100}}}
+VAE = {"latent": 2, "hidden": (16,), "fit": {"max_steps": 60}}
+QUICK = {
+    "flow": {"steps": 1, "hidden": 16, "blocks": 4, "fit": {"max_steps": 60}},
+    "vae": VAE,
+    "rbm": CHAINS,
+    "dbn": {**CHAINS, "hidden": (8, 8)},
+    "dbm": {**CHAINS, "hidden": (8, 4), "rounds": 5},
+    "dae": {"widths": (32,), "chain_steps": 30, "fit": {"max_steps": 100}},
+}
 ALL = [
     FitPriorSettings(kind="diagonal"),
     FitPriorSettings(kind="diagonal", grouping="group"),
     FitPriorSettings(kind="gaussian"),
     FitPriorSettings(kind="gaussian", grouping="group"),
-    FitPriorSettings(kind="vae", **QUICK),
-    FitPriorSettings(kind="vae", grouping="group", **QUICK),
-    FitPriorSettings(kind="vae", grouping="conditioned", **QUICK),
-    FitPriorSettings(kind="vae", grouping="conditioned", condition="layer", **QUICK),
+    FitPriorSettings(kind="vae", model=VAE),
+    FitPriorSettings(kind="vae", grouping="group", model=VAE),
+    FitPriorSettings(kind="vae", grouping="conditioned", model=VAE),
+    FitPriorSettings(kind="vae", grouping="conditioned", condition="layer", model=VAE),
+    FitPriorSettings(kind="flow", grouping="conditioned", model=QUICK["flow"]),
+    *(
+        FitPriorSettings(kind=kind, grouping="group", model=QUICK.get(kind, {}))
+        for kind in PRIOR_KINDS
+        # A GAN collapses in so few steps, as its record says; the contract test holds it to laws.
+        if kind not in ("diagonal", "gaussian", "vae", "gan")
+    ),
 ]
 
 
@@ -115,56 +131,8 @@ def test_provenance_says_where_the_priors_come_from(kernels: KernelSet) -> None:
     provenance = fit_priors(kernels, ALL[4], seed=3).provenance
     assert provenance["seed"] == 3
     assert provenance["kernels"] == kernels.hash
-    assert provenance["settings"]["latent"] == 2
+    assert provenance["settings"]["model"]["latent"] == 2
     assert provenance["fits"]["up.first"]["steps"] > 0
-
-
-def test_held_out_table_is_side_by_side_and_adds_up(kernels: KernelSet) -> None:
-    rows = held_out_nats(kernels, settings=ALL, seed=0, n_codes=8)
-    table = rows[: len(ALL)]
-    assert [(row["kind"], row["grouping"]) for row in table] == [
-        (option.kind, option.grouping) for option in ALL
-    ]
-    assert {row["layer"] for row in table} == {"all"}
-    assert {row["n_kernels"] for row in table} == {176}
-    assert {row["held_out"] for row in table} == {"network 3"}
-    assert {row["bound"] for row in table} == {"exact", "importance-weighted, 8 codes"}
-    by_layer = [
-        row for row in rows[len(ALL) :] if (row["kind"], row["grouping"]) == ("gaussian", "layer")
-    ]
-    weighted = sum(row["nats_per_kernel"] * row["n_kernels"] for row in by_layer)  # type: ignore[operator]
-    assert weighted / 176 == pytest.approx(table[2]["nats_per_kernel"], rel=1e-4)
-
-
-def test_held_out_gaussian_is_scored_exactly_on_the_network_left_out(kernels: KernelSet) -> None:
-    (row, *_) = held_out_nats(kernels, settings=[ALL[2]], seed=0)
-    train, held = kernels.of_networks([0, 1, 2]), kernels.of_networks([3])
-    scores = [
-        FullGaussian.fit(train.of_layer(name)).log_bound(held.of_layer(name))
-        for name in kernels.layer_names
-    ]
-    assert row["nats_per_kernel"] == pytest.approx(float(torch.cat(scores).mean()), abs=0.02)
-
-
-def test_held_out_nats_rank_structure_above_independence(kernels: KernelSet) -> None:
-    options = [ALL[0], ALL[2], FitPriorSettings(max_steps=300)]
-    diagonal, gaussian, vae = (
-        row["nats_per_kernel"] for row in held_out_nats(kernels, settings=options, seed=0)[:3]
-    )
-    assert gaussian > diagonal + 2  # type: ignore[operator]
-    assert vae > gaussian  # type: ignore[operator]
-
-
-def test_one_network_holds_out_a_fifth_of_each_layer(kernels: KernelSet) -> None:
-    options = [FitPriorSettings(kind="diagonal", min_kernels=2)]
-    rows = held_out_nats(kernels.of_networks([2]), settings=options, seed=0)
-    assert rows[0]["held_out"] == "a fifth of the kernels"
-    assert [row["n_kernels"] for row in rows[1:]] == [3, 12, 12, 6]
-
-
-def test_no_more_kernels_are_scored_than_asked(kernels: KernelSet) -> None:
-    rows = held_out_nats(kernels, settings=[ALL[0]], seed=0, max_kernels=20)
-    assert rows[0]["n_kernels"] == 20
 
 
 def test_source_centred_priors_are_around_the_weights(make_network: Make) -> None:
@@ -189,19 +157,19 @@ def test_gaussians_come_in_closed_form_types(kernels: KernelSet) -> None:
     assert isinstance(fit_priors(kernels, ALL[3], seed=0).prior_for("down.0"), FullGaussian)
 
 
-@pytest.mark.parametrize("kind", ["diagonal", "gaussian", "vae"])
+@pytest.mark.parametrize("kind", ["diagonal", "gaussian", "vae", "rbm"])
 def test_too_few_kernels_are_refused(kernels: KernelSet, kind: str) -> None:
-    settings = FitPriorSettings(kind=kind, min_kernels=65)  # type: ignore[arg-type]
+    settings = FitPriorSettings(kind=kind, min_kernels=65)
     with pytest.raises(PriorError, match=r"at least 65 kernels .*'down.0' has 64.*Hint: Harvest"):
         fit_priors(kernels, settings, seed=0)
 
 
-@pytest.mark.parametrize("kind", ["diagonal", "gaussian", "vae"])
+@pytest.mark.parametrize("kind", ["diagonal", "gaussian", "vae", "rbm"])
 def test_kernels_that_do_not_vary_are_refused(kernels: KernelSet, kind: str) -> None:
     values = kernels.kernels.clone()
     values[kernels.layer == 2] = 0.1
     with pytest.raises(PriorError, match=r"'up.first' are the same"):
-        fit_priors(replace(kernels, kernels=values), FitPriorSettings(kind=kind), seed=0)  # type: ignore[arg-type]
+        fit_priors(replace(kernels, kernels=values), FitPriorSettings(kind=kind), seed=0)
 
 
 def test_dead_layer_is_refused(kernels: KernelSet) -> None:
@@ -211,6 +179,36 @@ def test_dead_layer_is_refused(kernels: KernelSet) -> None:
         fit_priors(replace(kernels, kernels=values), ALL[0], seed=0)
 
 
-def test_gaussian_cannot_be_conditioned() -> None:
-    with pytest.raises(ValidationError, match="needs kind 'vae', but the kind is 'gaussian'"):
-        FitPriorSettings(kind="gaussian", grouping="conditioned")
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (
+            {"kind": "gaussian", "grouping": "conditioned"},
+            "of the kinds flow, vae, gan, but .*'gau",
+        ),
+        ({"kind": "rbm", "grouping": "conditioned"}, "of the kinds flow, vae, gan, but .*'rbm'"),
+        ({"kind": "pca"}, "kind must be one of diagonal, gaussian, ppca, .* but it is 'pca'"),
+        ({"kind": "gaussian", "model": {"latent": 2}}, "'gaussian' has no model to set .'latent'"),
+        ({"kind": "vae", "model": {"latnet": 2}}, "latnet"),
+        ({"kind": "gmm", "model": {"components": 0}}, "components: .* greater than or equal to 1"),
+    ],
+)
+def test_settings_that_do_not_fit_the_kind_are_refused(wrong: dict, words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        FitPriorSettings(**wrong)
+
+
+def test_settings_of_the_model_change_those_they_name_and_no_others() -> None:
+    made = FitPriorSettings(kind="vae", model={"fit": {"batch_size": 8}}).make((3, 3)).settings
+    usual = FitPriorSettings(kind="vae").make((3, 3)).settings
+    assert (made.fit.batch_size, made.fit.max_steps) == (8, usual.fit.max_steps)
+    assert (made.standardise, made.std_floor) == (usual.standardise, usual.std_floor)
+
+
+@pytest.mark.parametrize("kind", ["gmm", "som"])
+def test_mixtures_have_fewer_parts_where_there_are_few_kernels(kind: str) -> None:
+    parts = [
+        len(FitPriorSettings(kind=kind).make((3, 3), n=n).log_weights)  # type: ignore[arg-type]
+        for n in (16, 100_000)
+    ]
+    assert parts[0] == 1 < parts[1] <= 36

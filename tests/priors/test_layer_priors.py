@@ -13,12 +13,22 @@ from medseg.priors.gaussian import DiagonalGaussian
 from medseg.priors.harvest import harvest
 from medseg.priors.kernel_set import KernelSet
 from medseg.priors.layer_priors import LayerPriors
-from medseg.priors.learned import VaePrior
+from medseg.priors.learned import LearnedPrior, VaePrior
 from medseg.seeding import torch_generator
 
 Make = Callable[..., nn.Module]
 NETWORKS = 2
-KINDS = ["diagonal", "gaussian", "vae", "vae group", "vae conditioned", "source-centred"]
+KINDS = [
+    "diagonal",
+    "gaussian",
+    "vae",
+    "vae group",
+    "vae conditioned",
+    "flow conditioned",
+    "rbm group",
+    "gmm",
+    "source-centred",
+]
 
 
 @pytest.fixture(scope="module")
@@ -30,12 +40,15 @@ def build(kind: str, kernels: KernelSet, make_network: Make) -> LayerPriors:
     if kind == "source-centred":
         return source_centred_priors(make_network(), relative_std=0.3)
     name, _, grouping = kind.partition(" ")
+    small = {
+        "vae": {"latent": 2, "hidden": (8,), "fit": {"max_steps": 20}},
+        "flow": {"steps": 1, "hidden": 8, "blocks": 2, "fit": {"max_steps": 20}},
+        "rbm": {"hidden": 4, "sample_sweeps": 4, "contrastive": {"fit": {"max_steps": 20}}},
+    }
     settings = FitPriorSettings(
-        kind=name,  # type: ignore[arg-type]
+        kind=name,
         grouping=grouping or "layer",  # type: ignore[arg-type]
-        max_steps=20,
-        hidden=(8,),
-        latent=2,
+        model=small.get(name, {}),
     )
     return fit_priors(kernels, settings, seed=0)
 
@@ -107,11 +120,22 @@ def test_training_the_inference_networks_keeps_the_hash_and_is_saved(
 
 
 def test_shared_modules_stay_shared(kernels: KernelSet, make_network: Make, tmp_path: Path) -> None:
-    build("vae conditioned", kernels, make_network).save(tmp_path)
-    loaded = LayerPriors.load(tmp_path)
+    build("vae conditioned", kernels, make_network).save(tmp_path / "vae")
+    loaded = LayerPriors.load(tmp_path / "vae")
     found = [loaded.prior_for(name) for name in loaded.layers]
     assert len({id(prior.vae) for prior in found if isinstance(prior, VaePrior)}) == 1
     assert len({id(prior.inference) for prior in found if isinstance(prior, VaePrior)}) == 1
+    build("rbm group", kernels, make_network).save(tmp_path / "rbm")
+    loaded = LayerPriors.load(tmp_path / "rbm")
+    found = [loaded.prior_for(name) for name in loaded.layers]
+    assert len({id(prior.model) for prior in found if isinstance(prior, LearnedPrior)}) == 3
+
+
+def test_a_table_is_normalised_if_all_of_it_is(kernels: KernelSet, make_network: Make) -> None:
+    gmm, rbm = (build(kind, kernels, make_network) for kind in ("gmm", "rbm group"))
+    mixed = LayerPriors({"a": gmm.prior_for("down.0"), "b": rbm.prior_for("down.0")})
+    assert [table.is_normalised for table in (gmm, rbm, mixed)] == [True, False, False]
+    assert [row["kind"] for row in mixed.describe()] == ["gmm", "rbm"]
 
 
 def test_unknown_layer_is_refused_with_those_known(priors: LayerPriors) -> None:

@@ -3,7 +3,6 @@ import math
 import pytest
 import torch
 
-from medseg.errors import PriorError
 from medseg.generative.fitting import FitSettings
 from medseg.generative.vae import Vae, VaeSettings
 from medseg.priors.learned import VaePrior
@@ -77,9 +76,3 @@ def test_priors_may_share_one_inference_network(vae: Vae) -> None:
     assert first_ids == [id(p) for p in second.trainable_parameters()]
     assert all(p.requires_grad for p in first.trainable_parameters())
     assert not any(p.requires_grad for p in vae.parameters())
-
-
-@pytest.mark.parametrize("scale", [0.0, -1.0, float("nan"), float("inf")])
-def test_scale_that_is_not_positive_is_refused(vae: Vae, scale: float) -> None:
-    with pytest.raises(PriorError, match="A scale must be finite and above 0"):
-        VaePrior(vae, scale=scale)

@@ -25,9 +25,9 @@ REGIONS = ("core", "whole")
 LEVELS = {  # core, whole at n = 0 or the largest n
     "threshold": (0.46, 0.79), "zero_shot": (0.44, 0.66), "ri": (0.45, 0.75), "pr": (0.50, 0.77),
     "prf": (0.41, 0.70), "l2sp": (0.51, 0.77), "wise": (0.60, 0.80), "gaussian": (0.56, 0.78),
-    "dwp": (0.62, 0.81), "dwp_vae": (0.53, 0.77), "dwp_resampled": (0.57, 0.79),
+    "dwp": (0.62, 0.81), "dwp_prior": (0.53, 0.77), "dwp_resampled": (0.57, 0.79),
 }  # fmt: skip
-METHODS = ("pr", "prf", "l2sp", "wise", "gaussian", "dwp", "dwp_vae", "dwp_resampled")
+METHODS = ("pr", "prf", "l2sp", "wise", "gaussian", "dwp", "dwp_prior", "dwp_resampled")
 
 
 @dataclass(frozen=True)
@@ -193,9 +193,11 @@ def _priors(folder: Path, seed: int) -> None:
     }
     save_file({k: v.astype(np.float32) for k, v in sets.items()}, folder / "kernels.safetensors")
     rows = [
-        {"kind": kind, "grouping": grouping, "nats_per_kernel": nats, "n_kernels": 8624, "std_error": 0.11}
-        for kind, grouping, nats in (("diagonal", "layer", 37.21), ("gaussian", "layer", 43.87), ("gaussian", "group", 42.1),
-                                     ("vae", "layer", 44.02), ("vae", "group", 43.1), ("vae", "conditioned", 43.76))
+        {"prior": kind, "kind": kind, "grouping": grouping, "layer": layer, "sd_nats": 10.2,
+         "nats_per_kernel": nats if layer == "all" else 1.0, "n_kernels": 8624 if layer == "all" else 27,
+         "bound": "unnormalised" if kind == "rbm" else "exact"}
+        for layer in ("all", "stem") for kind, grouping, nats in (("diagonal", "layer", 37.21), ("gaussian", "layer", 43.87), ("gaussian", "group", 42.1),
+                                     ("vae", "layer", 44.02), ("vae", "group", 43.1), ("vae", "conditioned", 43.76), ("rbm", "layer", None))
     ]  # fmt: skip
     write_table(folder / "held_out.tsv", rows)
 

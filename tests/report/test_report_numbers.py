@@ -17,6 +17,7 @@ from medseg.report.curves import groups_of
 from medseg.report.plots import learning_curve
 from medseg.report.run_folder import read_run
 from medseg.report.statistics import bootstrap_interval, calibrations, coverages, summaries
+from medseg.report.tables import held_out_table
 
 OKABE_ITO = {
     "#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7",
@@ -94,6 +95,22 @@ def test_every_method_is_colour_blind_safe_and_unlike_the_others() -> None:
     assert look_of("brand_new").colour in OKABE_ITO
 
 
+def test_held_out_nats_are_those_over_all_layers(fake_run: Path) -> None:
+    run = read_run(fake_run)
+    ((_, rows),) = held_out_table(run.priors).bodies
+    cells = {(row.head, row.cells[0].text): row.cells[1] for row in rows}
+    assert cells["vae", "layer"].value == pytest.approx(44.02)
+    assert cells["vae", "layer"].small == "± 0.11"
+    assert cells["vae", "layer"].best
+    assert cells["rbm", "layer"].text == "unnormalised"
+
+
+def test_a_named_prior_has_words_of_its_own() -> None:
+    assert look_of("dwp_gmm").short == "DWP: gmm"
+    assert look_of("dwp_gmm_prior").short == "DWP: gmm, prior start"
+    assert look_of("dwp_prior").short == "DWP (prior start)"
+
+
 def test_a_threshold_tuned_at_each_n_is_drawn_as_a_curve(own_run: Path) -> None:
     rows = read_table(own_run / "summary.tsv")
     flat = [row for row in rows if row["method"] != "zero_shot"]
@@ -115,7 +132,7 @@ def test_histories_are_grouped_by_method_and_n() -> None:
     names = [
         "source_ms_member0",
         "source_both_member1",
-        "dwp_vae_both_n3_0+1+2",
+        "dwp_prior_both_n3_0+1+2",
         "ri_none_n3_0+1+2",
         "ri_n3_1",
     ]
@@ -123,7 +140,7 @@ def test_histories_are_grouped_by_method_and_n() -> None:
     found = {(g.method, g.n): sorted(g.labels.values()) for g in groups}
     assert found == {
         ("source", None): ["MS", "MS + generated"],
-        ("dwp_vae", 3): ["MS + generated"],
+        ("dwp_prior", 3): ["MS + generated"],
         ("ri", 3): ["none", "none"],
     }
 

@@ -10,7 +10,7 @@ import torch
 
 from medseg.data.training_set import Batch
 from medseg.losses.segmentation import LossSettings, segmentation_loss, soft_dice_loss
-from medseg.priors.fit import source_centred_priors
+from medseg.priors.fit import FitPriorSettings, fit_priors, source_centred_priors
 from medseg.training.objective import SegmentationObjective, VariationalObjective
 from medseg.training.transfer import new_network
 from medseg.variational.convert import to_variational, variational_layers
@@ -207,6 +207,27 @@ def test_gradients_reach_means_deviations_and_the_inference_networks(toy, networ
     assert trained
     for parameter in priors.parameters():
         assert (parameter.grad is not None) == (id(parameter) in trained)
+
+
+def test_without_log_z_the_terms_say_that_it_lacks(toy, network, batch):
+    source = toy.source()
+    model = {"hidden": 2, "sample_sweeps": 2, "contrastive": {"fit": {"max_steps": 2}}}
+    options = FitPriorSettings(kind="rbm", grouping="group", min_kernels=2, model=model)
+    twin, _ = variational(network)
+    objective = VariationalObjective(
+        network=twin,
+        priors=fit_priors(source.kernels, options, seed=0),
+        mode="regions",
+        loss=LossSettings(),
+        elbo=ElboSettings(),
+        observations=(VOXELS, SCANS, OUTPUTS),
+        seed=4,
+    )
+    terms = objective.loss(twin, batch, 0)[1]
+    assert not {"kl_nats", "negative_elbo_nats"} & set(terms)
+    assert terms["negative_elbo_minus_log_z_nats"] == pytest.approx(
+        terms["data_nats"] + terms["beta"] * terms["kl_minus_log_z_nats"], rel=1e-4
+    )
 
 
 def test_the_patch_says_as_much_as_the_scan_it_stands_for(network, batch):

@@ -7,10 +7,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from medseg.data.regions import RegionSettings
 from medseg.data.training_set import PatchSampler
 from medseg.errors import TrainingError
+from medseg.priors.fit import FitPriorSettings, fit_priors
 from medseg.priors.harvest import layer_kernels
 from medseg.training.transfer import (
     VARIATIONAL,
@@ -308,6 +310,19 @@ def test_a_learned_prior_must_be_given(toy, source):
         tuned(toy, bare, "dwp")
     assert "medseg fit-prior" in str(caught.value.hint)
     tuned(toy, bare, "gaussian")
+    with pytest.raises(TrainingError, match="has none named 'gmm'"):
+        tuned(toy, source, "dwp", settings={"prior": "gmm"})
+
+
+def test_a_method_takes_the_prior_it_names(toy, source):
+    """Started at its samples, and not moved, the network tells which prior it was."""
+    other = fit_priors(source.kernels, FitPriorSettings(kind="diagonal", min_kernels=2), seed=3)
+    named = replace(source, priors=None, named_priors={"mine": other})
+    settings = {"prior": "mine", "init": "prior"}
+    found = tuned(toy, named, "dwp", settings=settings, **STILL)
+    wanted = tuned(toy, replace(source, priors=other), "dwp", settings={"init": "prior"}, **STILL)
+    for one, two in zip(found.parameters(), wanted.parameters(), strict=True):
+        assert torch.equal(one, two)
 
 
 def test_resampling_needs_kernels(toy, source):
@@ -318,3 +333,7 @@ def test_resampling_needs_kernels(toy, source):
 def test_labels_tell_variants_apart():
     labels = [MethodSettings(method=m, init=i).label for m, i in VARIANTS]
     assert labels == ["gaussian", "dwp", "dwp_prior", "dwp_resampled"]
+    named = [MethodSettings(method="dwp", prior="gmm", init=i).label for i in ("source", "prior")]
+    assert named == ["dwp_gmm", "dwp_gmm_prior"]
+    with pytest.raises(ValidationError, match="prior belongs to method dwp"):
+        MethodSettings(method="pr", prior="gmm")

@@ -119,9 +119,8 @@ def source(*, with_prior: bool = True) -> Source:
     kernels = harvest(networks)
     priors = None
     if with_prior:
-        options = FitPriorSettings(
-            grouping="conditioned", latent=2, hidden=(8,), max_steps=5, min_kernels=2
-        )
+        small = {"latent": 2, "hidden": (8,), "fit": {"max_steps": 5}}
+        options = FitPriorSettings(grouping="conditioned", model=small, min_kernels=2)
         priors = fit_priors(kernels, options, seed=3)
     return Source(network=networks[0], regions=regions(), kernels=kernels, priors=priors)
 

@@ -182,7 +182,7 @@ def _priors(network: nn.Module, method: MethodSettings) -> LayerPriors:
     if method.method == "gaussian":
         return source_centred_priors(network, relative_std=method.prior_relative_std)
     # How well it fits does not matter to the cost of scoring with it.
-    settings = FitPriorSettings(kind="vae", grouping="layer", max_steps=3)
+    settings = FitPriorSettings(kind="vae", grouping="layer", model={"fit": {"max_steps": 3}})
     return fit_priors(harvest([network]), settings, seed=0)
 
 

@@ -30,24 +30,37 @@ def harvest(
 def fit_prior(
     kernels: Annotated[Path, typer.Argument(help="Folder of a kernel set.")],
     out: Annotated[Path, typer.Option(help="Folder of the prior.")],
-    kind: Annotated[str, typer.Option(help="diagonal, gaussian or vae.")] = "vae",
+    kind: Annotated[
+        str,
+        typer.Option(
+            help="diagonal, gaussian, ppca, gmm, flow, vae, rbm, dbn, dbm, dae, gan or som."
+        ),
+    ] = "vae",
     grouping: Annotated[str, typer.Option(help="layer, group or conditioned.")] = "layer",
     seed: Annotated[int, typer.Option(help="Of the fit.")] = 0,
+    options: Annotated[
+        list[str] | None, typer.Option("--set", help="Settings of the prior: key=value.")
+    ] = None,
 ) -> None:
     """Fit a filter prior and print held-out nats per kernel, side by side."""
     from medseg.cli.session import begin
-    from medseg.config.load import validate
-    from medseg.priors.fit import FitPriorSettings, fit_priors, held_out_nats
+    from medseg.config.load import apply_overrides, validate
+    from medseg.priors.compare import COMPARED, compare_priors
+    from medseg.priors.fit import FitPriorSettings, fit_priors
     from medseg.priors.kernel_set import KernelSet
 
-    settings = validate(FitPriorSettings, {"kind": kind, "grouping": grouping}, where="fit-prior")
+    values = {"kind": kind, "grouping": grouping}
+    apply_overrides(values, options or ())
+    settings = validate(FitPriorSettings, values, where="fit-prior")
     begin()
     loaded = KernelSet.load(kernels)
     fit_priors(loaded, settings, seed=seed).save(out)
+    compared = {**COMPARED, **({} if settings in COMPARED.values() else {"chosen": settings})}
     typer.echo("kind\tgrouping\tnats per kernel\tn\theld out")
-    for row in held_out_nats(loaded, seed=seed):
+    for row in compare_priors(loaded, settings=compared, seed=seed):
         if row["layer"] == "all":
+            known = row["bound"] != "unnormalised"
+            nats = f"{row['nats_per_kernel']:.3f}" if known else row["bound"]
             typer.echo(
-                f"{row['kind']}\t{row['grouping']}\t{row['nats_per_kernel']:.3f}\t"
-                f"{row['n_kernels']}\t{row['held_out']}"
+                f"{row['kind']}\t{row['grouping']}\t{nats}\t{row['n_kernels']}\t{row['held_out']}"
             )
