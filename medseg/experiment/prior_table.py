@@ -268,8 +268,10 @@ def _cells(row: PriorRow) -> Iterator[str]:
     for arm in (row.source_start, row.prior_start):
         yield "" if arm is None else f"{arm.dsc:.3f}"
         gap = None if arm is None else arm.against_pr
-        none = gap is None or row.name == BASELINES["pr"]
-        yield "" if none else f"{gap.difference:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}]"
+        if gap is None or row.name == BASELINES["pr"]:
+            yield ""
+        else:
+            yield f"{gap.difference:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}]"
     yield "" if row.fit_seconds is None else f"{row.fit_seconds:.1f}"
     yield "" if row.source_start is None else f"{row.source_start.seconds:.1f}"
 

@@ -56,8 +56,9 @@ def thumbnail(
     )
     if is_lesion is not None:
         share = ndimage.zoom(is_lesion[:, :, z][box].astype(float), zoom, order=1)
-        inside = _turned(np.asarray(share)) > 0.5
-        picture[np.asarray(ndimage.binary_dilation(inside)) & ~inside] = _OUTLINE
+        inside: NDArray[np.bool_] = _turned(np.asarray(share)) > 0.5
+        edge = np.asarray(ndimage.binary_dilation(inside), dtype=bool) & ~inside
+        picture[edge] = _OUTLINE
     square = np.zeros((SIDE, SIDE, 3))
     height, width = (min(length, SIDE) for length in picture.shape[:2])
     top, left = (SIDE - height) // 2, (SIDE - width) // 2
