@@ -54,6 +54,8 @@ class _Habits(NamedTuple):
 
 _ENGINES = {
     "eager": _Habits(1.1, 2),
+    # Weights and deviations, a draw, and a plain network made of it.
+    "samples": _Habits(1.1, 4),
     "torch": _Habits(1.1, 3, normalises_in_place=True),
     "openvino": _Habits(1.1, 4),
     "onnx": _Habits(0.95, 4),
@@ -147,7 +149,7 @@ class Job:
         Of the case's own grid.
     regions : int
     engine : str
-        "eager", "torch", "openvino" or "onnx".
+        "eager", "torch", "openvino" or "onnx"; "samples" of a variational network.
     number_bytes : int
         Of a number of the network's features.
     """
@@ -176,13 +178,14 @@ class Job:
         weights = model.network.state_dict().values()
         c, x, y, z = image.shape
         source = torch.Size(source_shape or (x, y, z)).numel()
+        network = "samples" if model.spec.variational else "eager"
         return cls(
             architecture=model.spec.architecture,
             weight_bytes=sum(weight.numel() * weight.element_size() for weight in weights),
             image_shape=(c, x, y, z),
             source_voxels=source,
             regions=len(model.spec.regions.names),
-            engine="eager" if engine is None else engine.name,
+            engine=network if engine is None else engine.name,
             number_bytes=2 if engine and (engine.name, engine.precision) in _HALVED else 4,
         )
 

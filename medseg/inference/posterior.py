@@ -10,11 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from medseg.data.regions import RegionSettings, decode
+from medseg.inference.engines.torch_fast import PRECISIONS, TorchEngine
 from medseg.inference.focused import FocusedPosterior
 from medseg.inference.predictor import Engine, SlidingWindow
 from medseg.inference.settings import PredictSettings
 from medseg.inference.uncertainty import RunningStatistics, SampleStatistics
 from medseg.networks.precision import resolve_precision
+from medseg.networks.unet import UNet
 from medseg.seeding import torch_generator
 from medseg.shapes import Image
 from medseg.variational.convert import variational_layers
@@ -136,10 +138,16 @@ def sample_probabilities(
         torch_generator(settings.seed, "posterior sample", index)
         for index in range(settings.samples)
     )
-    whole = predictor(network)
+    windows = predictor(network)
 
     def seen(image: Image) -> Tensor:
-        return _evaluated(network, whole, image)
+        """See an image with the weights of the moment, as fast as torch can."""
+        if settings.engine != "eager" and isinstance(network, UNet):
+            # Windows keep what they learned of the memory; only the weights are others.
+            precision = PRECISIONS[resolve_precision(settings.precision, device)]
+            windows.network = TorchEngine(network, precision=precision, device=device)
+            windows.dtype = torch.float32
+        return _evaluated(network, windows, image)
 
     if settings.posterior == "full":
         for generator in generators:

@@ -171,8 +171,9 @@ class VariationalConv(nn.Module):
         return twin.train(conv.training)
 
     def to_conv(self) -> nn.Conv2d | nn.Conv3d:
-        """Return a plain convolution whose weights are the posterior means."""
-        mean, geometry = self.posterior.mean, self.geometry
+        """Return a plain convolution whose weights are the posterior means, or the held sample."""
+        held = self.held_weight
+        mean, geometry = self.posterior.mean if held is None else held, self.geometry
         # On the meta device no initial weights are drawn: torch's global generator stays as it is.
         conv = geometry.kind(
             in_channels=mean.shape[1] * geometry.groups,

@@ -54,7 +54,10 @@ def to_variational(network: nn.Module, *, settings: VariationalSettings) -> nn.M
 
 
 def to_deterministic(network: nn.Module) -> nn.Module:
-    """Return a deep copy in which every variational convolution is plain, with the mean weights."""
+    """Return a deep copy in which every variational convolution is plain, with the mean weights.
+
+    Inside ``sampled_weights`` it has those of the sample.
+    """
 
     def replace(module: nn.Module) -> nn.Module | None:
         return module.to_conv() if isinstance(module, VariationalConv) else None

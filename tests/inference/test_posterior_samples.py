@@ -23,8 +23,9 @@ CLASSES = Head(RegionSettings(mode="classes", names=("core",)))
 
 def network(dims: int = 3) -> nn.Module:
     with seeded_torch(0, "test network"):
-        return UNet(UNetSettings(dims=dims, in_channels=2, out_channels=2, widths=(4, 6)))  # type:
-        ignore[arg - type]
+        return UNet(
+            UNetSettings(dims=dims, in_channels=2, out_channels=2, widths=(4, 6))  # type: ignore[arg-type]
+        )
 
 
 def variational(dims: int = 3) -> nn.Module:
@@ -52,6 +53,15 @@ def test_same_seed_gives_the_same_samples_and_another_seed_others() -> None:
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not torch.equal(first[0], first[1])
     assert not torch.equal(first[0], other[0])
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_fast_samples_are_those_of_the_network_itself(dims: int) -> None:
+    head = Head(REGIONS.regions, dims=dims)  # type: ignore[arg-type]
+    fast = draw(variational(dims), head)
+    exact = draw(variational(dims), head, engine="eager")
+    for one, other in zip(fast, exact, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
 
 
 def test_a_sample_does_not_depend_on_how_many_there_are() -> None:

@@ -36,7 +36,7 @@ def plain_network(network: nn.Module) -> nn.Module:
 
 
 def frozen_copy(network: nn.Module) -> nn.Module:
-    """Return a deep copy for inference, with the mean weights of a variational network."""
+    """Return a deep copy for inference; a variational network gives its means, or held sample."""
     return to_deterministic(network).eval().requires_grad_(False)
 
 

@@ -17,6 +17,7 @@ from medseg.networks.norm_act import LEAKY_SLOPE, Activation, InstanceNormAct
 from medseg.shapes import ImageBatch, LogitBatch
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "float16": torch.float16}
+PRECISIONS = {dtype: name for name, dtype in DTYPES.items()}
 
 
 class TorchEngine:
@@ -25,7 +26,7 @@ class TorchEngine:
     Parameters
     ----------
     network : nn.Module
-        Copied; a variational one gives its means.
+        Copied; a variational one gives its means, or the sample that it holds.
     precision : "float32", "bf16" or "float16"
         Of products, under autocast; statistics of normalisations and logits are float32.
     device : torch.device
