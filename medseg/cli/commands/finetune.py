@@ -46,16 +46,7 @@ def finetune(
     from medseg.inference.model import load_model
 
     chosen = load_method(method, options or ())
-    if chosen.method != "ri" and source is None:
-        raise ConfigError(
-            f"--method {chosen.method} transfers from a source model, but --source is not given.",
-            hint="Train one with `medseg train`, or take --method ri.",
-        )
-    if chosen.method == "dwp" and prior is None:
-        raise ConfigError(
-            "--method dwp needs a filter prior, but --prior is not given.",
-            hint="Make one with `medseg harvest` and `medseg fit-prior`.",
-        )
+    _check_needs(chosen.method, source=source, prior=prior)
     model = None if source is None else load_model(source)
     command = f"medseg finetune {data}"
     if Path(data).is_dir():
@@ -73,3 +64,18 @@ def finetune(
     loaded = None if model is None else source_from(model, prior=prior, kernels=kernels)
     finetune_target(plan, chosen, source=loaded, out=out, key=plan_key(plan))
     typer.echo(str(out))
+
+
+def _check_needs(method: str, *, source: Path | None, prior: Path | None) -> None:
+    from medseg.errors import ConfigError
+
+    if method != "ri" and source is None:
+        raise ConfigError(
+            f"--method {method} transfers from a source model, but --source is not given.",
+            hint="Train one with `medseg train`, or take --method ri.",
+        )
+    if method == "dwp" and prior is None:
+        raise ConfigError(
+            "--method dwp needs a filter prior, but --prior is not given.",
+            hint="Make one with `medseg harvest` and `medseg fit-prior`.",
+        )
