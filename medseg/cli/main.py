@@ -10,6 +10,7 @@ from medseg.cli.commands import (
     experiment,
     explore,
     finetune,
+    generate,
     predict,
     prior,
     report,
@@ -27,6 +28,7 @@ COMMANDS = {
     "predict": predict.predict,
     "evaluate": evaluate.evaluate,
     "experiment": experiment.experiment,
+    "generate": generate.generate,
     "report": report.report,
     "explore": explore.explore,
 }

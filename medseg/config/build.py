@@ -3,7 +3,14 @@
 from collections.abc import Sequence
 from typing import Any
 
-from medseg.config.catalog import DEFINITIONS, NETWORKS, PHANTOM_DEFINITIONS, SOURCES
+from medseg.config.catalog import (
+    DEFINITIONS,
+    NETWORKS,
+    PHANTOM_DEFINITIONS,
+    SOURCES,
+    SYNTHETIC,
+)
+from medseg.config.learned import learned_definition
 from medseg.config.load import (
     apply_overrides,
     faulty,
@@ -15,6 +22,7 @@ from medseg.config.load import (
 from medseg.config.schema import DataConfig, ExperimentConfig
 from medseg.data.phantom.cohort import PhantomSettings
 from medseg.data.regions import Definition
+from medseg.data.source import CaseSource
 from medseg.errors import ConfigError
 from medseg.experiment.plan import Arm, Cohort, ExperimentPlan, ProtocolSettings
 from medseg.training.transfer import MethodSettings
@@ -28,18 +36,32 @@ def build_cohort(config: DataConfig, *, where: str) -> Cohort:
     ConfigError
         Settings that the kind does not have, or labels whose meaning nobody said.
     """
-    schema, make = SOURCES[config.kind]
-    chosen = validate(schema, config.settings, where=f"{where}.settings")
+    # First, so that wrong settings are named before what they would mean.
+    source = build_source(config, where=where)
     definition = definition_of(config)
     if not definition:
         raise ConfigError(
             f"{where}.regions must say which labels make up each region of kind {config.kind!r}.",
             hint="Write for example regions: {lesion: [1]}.",
         )
-    source = make(chosen)
     return Cohort(
-        source=source, definition=definition, synthetic=config.kind == "phantom", note=config.note
+        source=source,
+        definition=definition,
+        synthetic=config.kind in SYNTHETIC,
+        note=config.note,
     )
+
+
+def build_source(config: DataConfig, *, where: str) -> CaseSource:
+    """Return the cases of a configuration, whatever their labels mean.
+
+    Raises
+    ------
+    ConfigError
+        Settings that the kind does not have.
+    """
+    schema, make = SOURCES[config.kind]
+    return make(validate(schema, config.settings, where=f"{where}.settings"))
 
 
 def definition_of(config: DataConfig) -> Definition:
@@ -47,7 +69,10 @@ def definition_of(config: DataConfig) -> Definition:
     if config.regions:
         return config.regions
     if config.kind == "phantom":
-        return PHANTOM_DEFINITIONS[config.settings.get("disease", PhantomSettings().disease)]
+        disease = config.settings.get("disease", PhantomSettings().disease)
+        return PHANTOM_DEFINITIONS.get(disease, {})
+    if config.kind == "learned":
+        return learned_definition(config.settings)
     return DEFINITIONS.get(config.kind, {})
 
 
@@ -116,13 +141,31 @@ def data_faults(values: Any) -> list[str]:
     for where, part in parts:
         if not isinstance(part, dict) or part.get("kind") not in SOURCES:
             continue
-        kind, given = part["kind"], part.get("settings") or {}
-        faults += find_faults(SOURCES[kind][0], given, where=f"{where}.settings")
-        if not part.get("regions") and kind != "phantom" and kind not in DEFINITIONS:
+        kind = part["kind"]
+        faults += data_settings_faults(part, f"{where}.settings")
+        known = kind in SYNTHETIC or kind in DEFINITIONS
+        if not part.get("regions") and not known:
             faults.append(
                 f"{where}.regions must say which labels make up each region of kind {kind!r}, "
                 "for example {lesion: [1]}"
             )
+    return faults
+
+
+def data_settings_faults(part: dict[str, Any], where: str) -> list[str]:
+    """Return the faults in the ``settings`` of one data set, and in those of what it is made of."""
+    given = part.get("settings") or {}
+    if part.get("kind") not in SOURCES:
+        return []
+    faults = find_faults(SOURCES[part["kind"]][0], given, where=where)
+    if part["kind"] == "learned" and isinstance(given, dict):
+        learned = given.get("learn_from")
+        inner = [("hosts", given.get("hosts"))]
+        if isinstance(learned, list | tuple):
+            inner += [(f"learn_from.{number}", item) for number, item in enumerate(learned)]
+        for name, item in inner:
+            if isinstance(item, dict):
+                faults += data_settings_faults(item, f"{where}.{name}.settings")
     return faults
 
 

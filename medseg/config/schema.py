@@ -15,7 +15,7 @@ NetworkName = Literal["unet_short_3d", "unet_3d", "unet_2d"]
 class DataConfig:
     """One data set: its kind, the settings of that kind, and what its labels mean."""
 
-    kind: Literal["phantom", "ms", "brats", "folder"]
+    kind: Literal["phantom", "ms", "brats", "folder", "learned"]
     #: Settings of the kind, see its class.
     settings: dict[str, Any] = Field(default_factory=dict)
     #: Region -> labels; by default what is usual for the kind.

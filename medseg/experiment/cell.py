@@ -274,6 +274,8 @@ class CellTraining:
             loss=protocol.loss,
             training=protocol.target_training,
             seed=derive_seed(protocol.seed, "target", cell.subset),
+            channels=protocol.channels,
+            spacing_mm=protocol.preprocess.spacing_mm or (1.0, 1.0, 1.0),
         )
 
 

@@ -63,6 +63,8 @@ def finetune_target(
         loss=protocol.loss,
         training=protocol.target_training,
         seed=protocol.seed,
+        channels=protocol.channels,
+        spacing_mm=protocol.preprocess.spacing_mm or (1.0, 1.0, 1.0),
     )
     checkpoints = Checkpoints(folder=out / "state", key=f"{key}-{method}-{_fingerprint(source)}")
     network, result = finetune(cases, training, method, source=source, checkpoints=checkpoints)

@@ -72,7 +72,8 @@ def train_members(plan: ExperimentPlan, name: str, out: Path, *, key: str) -> li
 def make_source(plan: ExperimentPlan, name: str, out: Path, *, key: str) -> Source:
     """Train or load the members of source ``name``, harvest them and fit the priors.
 
-    What is there already, written under the same ``key``, is not made again.
+    The prior is fitted where an arm on this source asks for one. What is there already, written
+    under the same ``key``, is not made again.
     """
     folders = train_members(plan, name, out, key=key)
     networks = [load_model(folder).network for folder in folders]
@@ -112,6 +113,8 @@ def _train_member(
         loss=protocol.loss,
         training=protocol.source_training,
         seed=derive_seed(protocol.seed, "source", name, member),
+        channels=protocol.channels,
+        spacing_mm=protocol.preprocess.spacing_mm or (1.0, 1.0, 1.0),
     )
     folder = out / "sources" / name / f"member_{member}"
     checkpoints = Checkpoints(folder=folder / "state", key=key)

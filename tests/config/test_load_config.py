@@ -3,13 +3,16 @@ from pathlib import Path
 import pytest
 import yaml
 
-from medseg.config.build import load_method, load_plan, read_experiment
+from medseg.config.build import data_settings_faults, load_method, load_plan, read_experiment
 from medseg.config.catalog import NETWORKS, SOURCES
-from medseg.config.load import find_config, read_yaml, shipped_configs
-from medseg.config.schema import ExperimentConfig
+from medseg.config.generate import KINDS
+from medseg.config.load import find_config, find_faults, read_yaml, shipped_configs
+from medseg.config.schema import DataConfig, ExperimentConfig
 from medseg.errors import ConfigError, DataError
 
 CONFIGS = sorted(shipped_configs().rglob("*.y*ml"))
+EXPERIMENTS = [path for path in CONFIGS if path.parent.name == "experiment"]
+GENERATORS = [path for path in CONFIGS if path.parent.name == "generate"]
 
 PHANTOM = {"kind": "phantom", "settings": {"disease": "tumour", "n_subjects": 3}}
 
@@ -39,8 +42,20 @@ def test_there_are_configurations() -> None:
     assert not [p for p in shipped_configs().rglob("*") if p.is_file() and p not in CONFIGS]
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_every_configuration_validates(path: Path) -> None:
+def test_every_configuration_is_held_to_a_schema() -> None:
+    assert set(EXPERIMENTS) | set(GENERATORS) == set(CONFIGS)
+
+
+@pytest.mark.parametrize("path", GENERATORS, ids=lambda path: path.stem)
+def test_every_generator_validates(path: Path) -> None:
+    values = read_yaml(path)
+    assert values["kind"] in KINDS
+    assert not find_faults(DataConfig, values, where="")
+    assert not data_settings_faults(values, "settings")
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_every_experiment_validates(path: Path) -> None:
     config = read_experiment(read_yaml(path), where=path.name)
     assert config.arms
     try:
