@@ -191,7 +191,7 @@ def train_from_scratch(
     result = train(
         network,
         objective,
-        _sampler(cases, plan),
+        patch_sampler(cases, plan),
         settings=plan.training,
         checkpoints=checkpoints,
         validate=validate,
@@ -228,11 +228,11 @@ def finetune(
     if method.method in VARIATIONAL:
         network, objective = _variational(network, cases, plan, method, source)
     else:
-        objective = _deterministic(network, plan, method, fresh)
+        objective = deterministic_objective(network, plan, method, fresh)
     result = train(
         network,
         objective,
-        _sampler(cases, plan),
+        patch_sampler(cases, plan),
         settings=plan.training,
         fresh=fresh,
         checkpoints=checkpoints,
@@ -278,7 +278,8 @@ def _shape(state: dict[str, Tensor], name: str) -> torch.Size | None:
     return state[name].shape if name in state else None
 
 
-def _sampler(cases: Sequence[TrainingCase], plan: TrainingPlan) -> PatchSampler:
+def patch_sampler(cases: Sequence[TrainingCase], plan: TrainingPlan) -> PatchSampler:
+    """Return the batches of a plan."""
     painter = make_painter(
         plan.augment.paint if plan.augment.enabled else None,
         cases,
@@ -293,9 +294,10 @@ def _sampler(cases: Sequence[TrainingCase], plan: TrainingPlan) -> PatchSampler:
     )
 
 
-def _deterministic(
+def deterministic_objective(
     network: nn.Module, plan: TrainingPlan, method: MethodSettings, fresh: tuple[str, ...]
 ) -> Objective:
+    """Return what a method that is not variational minimises; ``prf`` freezes the body for it."""
     if method.method == "prf":
         if not isinstance(network, UNet):
             raise TrainingError("Method 'prf' needs a network with named input and output blocks.")

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from medseg.config.build import data_settings_faults, load_method, load_plan, read_experiment
+from medseg.config.build import data_settings_faults, load_arm, load_plan, read_experiment
 from medseg.config.catalog import NETWORKS, SOURCES
 from medseg.config.generate import KINDS
 from medseg.config.load import find_config, find_faults, read_yaml, shipped_configs
@@ -91,7 +91,7 @@ def test_an_unknown_key_names_the_nearest_and_the_allowed_ones() -> None:
         read_experiment(minimal() | {"protocl": {}}, where="mine.yaml")
     text = str(caught.value)
     assert "protocl is not a key, did you mean 'protocol'?" in text
-    assert "allowed: arms, description, network, protocol, sources" in text
+    assert "allowed: arms, description, network, pretraining, protocol, scans, sources" in text
 
 
 @pytest.mark.parametrize(
@@ -243,9 +243,9 @@ def test_an_arm_names_its_prior(tmp_path: Path) -> None:
 
 
 def test_methods_take_settings() -> None:
-    method = load_method("dwp", ["init=prior", "elbo.kl_fraction=0.5", "wise_share=0.25"])
+    method = load_arm("dwp", ["init=prior", "elbo.kl_fraction=0.5", "wise_share=0.25"]).method
     assert (method.label, method.elbo.kl_fraction, method.wise_share) == ("dwp_prior", 0.5, 0.25)
     with pytest.raises(ConfigError, match="'elbo'"):
-        load_method("dwp", ["elboo=1"])
+        load_arm("dwp", ["elboo=1"])
     with pytest.raises(ConfigError, match="method"):
-        load_method("magic")
+        load_arm("magic")
