@@ -35,9 +35,12 @@ class ShapeJudge:
         return cls(model, _energies(model, masks), limit)
 
     def percentile(self, masks: Tensor) -> Tensor:
-        """Return the share in % of the training masks that are more usual than each mask, (m,)."""
-        energies = _energies(self.model, masks)
-        return 100.0 * (self.energies[None, :] < energies[:, None]).float().mean(1)
+        """Return the share in % of the training masks that are more usual than each mask, (m,).
+
+        Masks that are just as usual count half.
+        """
+        apart = _energies(self.model, masks)[:, None] - self.energies[None, :]
+        return 50.0 * (1.0 + apart.sign()).mean(1)
 
     def needs_review(self, masks: Tensor) -> Tensor:
         """Return which masks are more unusual than ``limit`` % of the training masks, bool (m,)."""

@@ -76,6 +76,6 @@ def test_an_implausible_mask_is_flagged() -> None:
     judge = ShapeJudge.of(machine, masks[80:])
     noise = (torch.rand(10, 1, 8, 8, 8, generator=generator) > 0.8).float()
     assert bool(judge.needs_review(noise).all())
-    # Masks that are the same share a rank, so the mean is 50 at most.
-    assert float(judge.percentile(masks[80:]).mean()) <= 50.0
+    # Ranks among themselves have the mean 50, whatever the model.
+    assert float(judge.percentile(masks[80:]).mean()) == pytest.approx(50.0)
     assert float(judge.needs_review(masks[80:]).float().mean()) <= 0.05
