@@ -15,6 +15,7 @@ from medseg.cli.commands import (
     prior,
     report,
     train,
+    translate,
 )
 from medseg.cli.session import run
 
@@ -35,6 +36,7 @@ COMMANDS = {
 
 for _name, _function in COMMANDS.items():
     app.command(_name)(_function)
+app.add_typer(translate.translate, name="translate")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -6,7 +6,7 @@ batches, so a training that is resumed sees exactly what the uninterrupted one w
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Protocol
 
 import torch
 from pydantic import Field
@@ -29,6 +29,7 @@ from medseg.settings import settings
 __all__ = [
     "AugmentSettings",
     "Batch",
+    "Batches",
     "PatchSampler",
     "PatchSettings",
     "TrainingCase",
@@ -108,6 +109,14 @@ class Batch:
     def to(self, device: torch.device | str) -> "Batch":
         """Return the batch on another device."""
         return Batch(self.image.to(device), self.target.to(device), self.known.to(device))
+
+
+class Batches(Protocol):
+    """Batches by number, each a function of its number alone."""
+
+    def batch(self, step: int) -> Batch:
+        """Return batch number ``step``, whatever was asked for before."""
+        ...
 
 
 _Length = Annotated[int, Field(ge=1)]
