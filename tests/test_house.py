@@ -145,6 +145,7 @@ def test_protocols_have_contract_tests() -> None:
 def test_protocols_without_contract_tests_are_known() -> None:
     """A protocol that joins the package gets a contract test, or a word here why it has none."""
     elsewhere = {
+        "Batches",  # what the loop asks of a sampler: tests/training, tests/translation
         "Objective",  # tests/training: two implementations, each with laws of its own
         "PositionalPrior",  # tests/variational/test_kl.py: an optional part of FilterPrior
         "PriorTable",  # LayerPriors alone: tests/priors/test_layer_priors.py

@@ -10,10 +10,12 @@ from medseg.cli.commands import (
     experiment,
     explore,
     finetune,
+    generate,
     predict,
     prior,
     report,
     train,
+    translate,
 )
 from medseg.cli.session import run
 
@@ -27,12 +29,14 @@ COMMANDS = {
     "predict": predict.predict,
     "evaluate": evaluate.evaluate,
     "experiment": experiment.experiment,
+    "generate": generate.generate,
     "report": report.report,
     "explore": explore.explore,
 }
 
 for _name, _function in COMMANDS.items():
     app.command(_name)(_function)
+app.add_typer(translate.translate, name="translate")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -3,7 +3,14 @@
 from collections.abc import Sequence
 from typing import Any
 
-from medseg.config.catalog import DEFINITIONS, NETWORKS, PHANTOM_DEFINITIONS, SOURCES
+from medseg.config.catalog import (
+    DEFINITIONS,
+    NETWORKS,
+    PHANTOM_DEFINITIONS,
+    SOURCES,
+    SYNTHETIC,
+)
+from medseg.config.learned import learned_definition
 from medseg.config.load import (
     apply_overrides,
     faulty,
@@ -15,9 +22,11 @@ from medseg.config.load import (
 from medseg.config.schema import DataConfig, ExperimentConfig
 from medseg.data.phantom.cohort import PhantomSettings
 from medseg.data.regions import Definition
+from medseg.data.source import CaseSource
 from medseg.errors import ConfigError
 from medseg.experiment.plan import Arm, Cohort, ExperimentPlan, ProtocolSettings
-from medseg.training.transfer import MethodSettings
+from medseg.training.objectives import WITH_SCANS
+from medseg.training.transfer import VARIATIONAL
 
 
 def build_cohort(config: DataConfig, *, where: str) -> Cohort:
@@ -28,18 +37,32 @@ def build_cohort(config: DataConfig, *, where: str) -> Cohort:
     ConfigError
         Settings that the kind does not have, or labels whose meaning nobody said.
     """
-    schema, make = SOURCES[config.kind]
-    chosen = validate(schema, config.settings, where=f"{where}.settings")
+    # First, so that wrong settings are named before what they would mean.
+    source = build_source(config, where=where)
     definition = definition_of(config)
     if not definition:
         raise ConfigError(
             f"{where}.regions must say which labels make up each region of kind {config.kind!r}.",
             hint="Write for example regions: {lesion: [1]}.",
         )
-    source = make(chosen)
     return Cohort(
-        source=source, definition=definition, synthetic=config.kind == "phantom", note=config.note
+        source=source,
+        definition=definition,
+        synthetic=config.kind in SYNTHETIC,
+        note=config.note,
     )
+
+
+def build_source(config: DataConfig, *, where: str) -> CaseSource:
+    """Return the cases of a configuration, whatever their labels mean.
+
+    Raises
+    ------
+    ConfigError
+        Settings that the kind does not have.
+    """
+    schema, make = SOURCES[config.kind]
+    return make(validate(schema, config.settings, where=f"{where}.settings"))
 
 
 def definition_of(config: DataConfig) -> Definition:
@@ -47,7 +70,10 @@ def definition_of(config: DataConfig) -> Definition:
     if config.regions:
         return config.regions
     if config.kind == "phantom":
-        return PHANTOM_DEFINITIONS[config.settings.get("disease", PhantomSettings().disease)]
+        disease = config.settings.get("disease", PhantomSettings().disease)
+        return PHANTOM_DEFINITIONS.get(disease, {})
+    if config.kind == "learned":
+        return learned_definition(config.settings)
     return DEFINITIONS.get(config.kind, {})
 
 
@@ -64,24 +90,29 @@ def load_plan(name: str, overrides: Sequence[str] = (), *, command: str = "") ->
     path = find_config(name)
     values = read_yaml(path, overrides)
     config = read_experiment(values, where=path.name)
-    sources = {
-        label: tuple(
-            build_cohort(part, where=f"sources.{label}.{number}")
-            for number, part in enumerate(parts)
-        )
-        for label, parts in config.sources.items()
-    }
+    sources, scans = (
+        {
+            label: tuple(
+                build_cohort(part, where=f"{role}.{label}.{number}")
+                for number, part in enumerate(parts)
+            )
+            for label, parts in mixes.items()
+        }
+        for role, mixes in (("sources", config.sources), ("scans", config.scans))
+    )
     return ExperimentPlan(
         title=config.title,
         description=config.description,
         sources=sources,
         target=build_cohort(config.target, where="target"),
-        arms=[Arm(method=arm.method, sources=arm.sources) for arm in config.arms],
+        arms=config.arms,
         protocol=config.protocol,
         architecture=NETWORKS[config.network],
         config=plain(values),
         statements=config.statements,
         command=command,
+        pretraining=config.pretraining,
+        scans=scans,
     )
 
 
@@ -105,9 +136,11 @@ def read_experiment(values: Any, *, where: str) -> ExperimentConfig:
 
 def data_faults(values: Any) -> list[str]:
     """Return the faults in the free ``settings`` of each data set, whatever else is wrong."""
-    sources = values.get("sources") if isinstance(values, dict) else None
+    given = values if isinstance(values, dict) else {}
+    mixes = [(role, given[role]) for role in ("sources", "scans") if role in given]
     parts: list[tuple[str, Any]] = [
-        (f"sources.{label}.{number}", part)
+        (f"{role}.{label}.{number}", part)
+        for role, sources in mixes
         for label, mix in (sources.items() if isinstance(sources, dict) else ())
         for number, part in enumerate(mix if isinstance(mix, list) else ())
     ]
@@ -116,13 +149,31 @@ def data_faults(values: Any) -> list[str]:
     for where, part in parts:
         if not isinstance(part, dict) or part.get("kind") not in SOURCES:
             continue
-        kind, given = part["kind"], part.get("settings") or {}
-        faults += find_faults(SOURCES[kind][0], given, where=f"{where}.settings")
-        if not part.get("regions") and kind != "phantom" and kind not in DEFINITIONS:
+        kind = part["kind"]
+        faults += data_settings_faults(part, f"{where}.settings")
+        known = kind in SYNTHETIC or kind in DEFINITIONS
+        if not part.get("regions") and not known:
             faults.append(
                 f"{where}.regions must say which labels make up each region of kind {kind!r}, "
                 "for example {lesion: [1]}"
             )
+    return faults
+
+
+def data_settings_faults(part: dict[str, Any], where: str) -> list[str]:
+    """Return the faults in the ``settings`` of one data set, and in those of what it is made of."""
+    given = part.get("settings") or {}
+    if part.get("kind") not in SOURCES:
+        return []
+    faults = find_faults(SOURCES[part["kind"]][0], given, where=where)
+    if part["kind"] == "learned" and isinstance(given, dict):
+        learned = given.get("learn_from")
+        inner = [("hosts", given.get("hosts"))]
+        if isinstance(learned, list | tuple):
+            inner += [(f"learn_from.{number}", item) for number, item in enumerate(learned)]
+        for name, item in inner:
+            if isinstance(item, dict):
+                faults += data_settings_faults(item, f"{where}.{name}.settings")
     return faults
 
 
@@ -139,16 +190,46 @@ def _arm_faults(config: ExperimentConfig) -> list[str]:
             config.protocol.prior_named(arm.method.prior)
         except ConfigError as error:
             faults.append(f"arms.{number}.method.prior: {error.message}")
-    labels = [(arm.method.label, name) for arm in config.arms for name in arm.sources or ("none",)]
+    faults += [
+        f"arms.{number}.scans must name some of {sorted(config.scans)} for co_learning and sharing "
+        f"and nothing for others, but it is {arm.scans!r}"
+        for number, arm in enumerate(config.arms)
+        if (arm.scans in config.scans) != isinstance(arm.objective, WITH_SCANS)
+        or (arm.scans and arm.scans not in config.scans)
+    ]
+    faults += [
+        _mismatch(f"arms.{number}.objective", arm)
+        for number, arm in enumerate(config.arms)
+        if arm.objective is not None and arm.distils != (arm.method.method in VARIATIONAL)
+    ]
+    faults += [
+        f"arms.{number}.objective.channels must be some and not all of protocol.channels, "
+        f"{list(config.protocol.channels)}, but they are {list(arm.hidden_channels)}"
+        for number, arm in enumerate(config.arms)
+        if not set(arm.hidden_channels) < set(config.protocol.channels)
+    ]
+    faults += [
+        f"pretraining.{name} must be one of the sources {sorted(config.sources)}, but it is not"
+        for name in config.pretraining
+        if name not in config.sources
+    ]
+    labels = [(arm.label, name) for arm in config.arms for name in arm.sources or ("none",)]
     if len(set(labels)) < len(labels):
         faults.append(f"an arm may stand once per source, but the arms are {labels}")
     return faults
 
 
+def _mismatch(where: str, arm: Arm) -> str:
+    return (
+        f"{where} distillation is for {', '.join(VARIATIONAL)} and the others for the other "
+        f"methods, but the method is {arm.method.method!r}"
+    )
+
+
 def _protocol_faults(config: ExperimentConfig) -> list[str]:
     faults = [
         f"sources.{label} must name at least one data set, but it is empty"
-        for label, parts in config.sources.items()
+        for label, parts in [*config.sources.items(), *config.scans.items()]
         if not parts
     ]
     dims = NETWORKS[config.network](1, 1).dims
@@ -186,11 +267,25 @@ def target_faults(
     return faults
 
 
-def load_method(method: str, overrides: Sequence[str] = ()) -> MethodSettings:
-    """Return the settings of a method with ``key=value`` overrides."""
+def load_arm(
+    method: str, overrides: Sequence[str] = (), *, objective: str | None = None, scans: str = ""
+) -> Arm:
+    """Return a method with an objective beside its own; overrides ``objective.key=value`` are its.
+
+    Raises
+    ------
+    ConfigError
+        A key or value is wrong, or method and objective do not go together.
+    """
     values: dict[str, Any] = {"method": method}
+    if objective is not None:
+        values["objective"] = {"kind": objective}
     apply_overrides(values, overrides)
-    return validate(MethodSettings, values, where="method")
+    chosen = {"objective": values.pop("objective", None), "method": values, "scans": scans}
+    arm = validate(Arm, chosen, where="method")
+    if arm.objective is not None and arm.distils != (arm.method.method in VARIATIONAL):
+        raise faulty("method", [_mismatch("objective", arm)])
+    return arm
 
 
 def plain(values: Any) -> Any:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from medseg.config.learned import LearnedSettings, make_learned
 from medseg.data.phantom.cohort import PhantomSettings, PhantomSource
 from medseg.data.regions import MS_LESION, WHOLE_TUMOUR, Definition
 from medseg.data.source import CaseSource
@@ -18,6 +19,7 @@ SOURCES: dict[str, tuple[type[Any], Callable[[Any], CaseSource]]] = {
     "ms": (MsSettings, MsSource),
     "brats": (BratsSettings, BratsSource),
     "folder": (FolderSettings, FolderSource),
+    "learned": (LearnedSettings, make_learned),
 }
 
 #: Kind of data -> what its labels mean when the configuration does not say. These kinds need no
@@ -26,6 +28,9 @@ DEFINITIONS: dict[str, Definition] = {"ms": MS_LESION, "brats": WHOLE_TUMOUR}
 
 #: Disease of a phantom -> what its labels mean.
 PHANTOM_DEFINITIONS: dict[str, Definition] = {"ms": MS_LESION, "tumour": WHOLE_TUMOUR}
+
+#: Kinds whose cases are generated, not measured.
+SYNTHETIC: tuple[str, ...] = ("phantom", "learned")
 
 NETWORKS: dict[str, Callable[[int, int], UNetSettings]] = {
     "unet_short_3d": unet_short_3d,

@@ -175,13 +175,18 @@ def _fields(schema: Any, location: Sequence[str]) -> list[str]:
         fields = getattr(schema, "__pydantic_fields__", None)
         if fields is None or part not in fields:
             continue
-        schema = _settings_inside(fields[part].annotation)
+        schema = _settings_inside(fields[part].annotation, kinds=location)
     return list(getattr(schema, "__pydantic_fields__", {}))
 
 
-def _settings_inside(annotation: Any) -> Any:
-    """Return the settings class inside ``X | None``, ``tuple[X, ...]``, ``dict[str, X]``."""
-    if hasattr(annotation, "__pydantic_fields__"):
-        return annotation
-    found = (_settings_inside(part) for part in get_args(annotation))
+def _settings_inside(annotation: Any, *, kinds: Sequence[str]) -> Any:
+    """Return the settings class inside ``X | None``, ``tuple[X, ...]``, ``dict[str, X]``.
+
+    Of several that their ``kind`` tells apart, the one whose kind is among ``kinds``.
+    """
+    fields = getattr(annotation, "__pydantic_fields__", None)
+    if fields is not None:
+        kind = fields["kind"].default if "kind" in fields else None
+        return annotation if kind is None or kind in kinds or not isinstance(kind, str) else None
+    found = (_settings_inside(part, kinds=kinds) for part in get_args(annotation))
     return next((part for part in found if part is not None), None)

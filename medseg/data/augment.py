@@ -8,6 +8,8 @@ so what was set to 0 outside stays 0.
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -17,6 +19,29 @@ from torch.nn import functional as F  # noqa: N812
 from medseg.settings import settings
 
 _INTERPOLATION = {2: "bilinear", 3: "trilinear"}
+
+
+@settings
+class PaintSettings:
+    """Learned lesions painted into patches.
+
+    Parameters
+    ----------
+    chance : float
+        Probability per patch.
+    lesions : Path or "training"
+        Folder of learned lesions (``medseg generate`` leaves one in ``OUT/lesions``), or learn them
+        from the very cases that are trained on.
+    bank : int
+        Lesions drawn once and used again and again, turned anew each time.
+    learning : dict
+        With "training": how, see :class:`medseg.synthesis.lesion_model.LesionSettings`.
+    """
+
+    chance: float = Field(default=0.3, ge=0, le=1)
+    lesions: Literal["training"] | Path = Field(default="training", union_mode="left_to_right")
+    bank: int = Field(default=64, ge=1)
+    learning: dict[str, Any] = Field(default_factory=dict)
 
 
 @settings
@@ -49,6 +74,8 @@ class AugmentSettings:
         Largest factor by which one axis is coarsened and brought back.
     modality_dropout
         A present channel is set to 0; the last one never is.
+    paint : PaintSettings, optional
+        Lesions painted into patches; None for none.
     """
 
     enabled: bool = True
@@ -72,6 +99,7 @@ class AugmentSettings:
     resolution: float = Field(default=0.2, ge=0, le=1)
     resolution_factor: float = Field(default=2.0, ge=1)
     modality_dropout: float = Field(default=0.0, ge=0, lt=1)
+    paint: PaintSettings | None = None
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ Batch number ``step`` is a function of the seed and the step alone: nothing is r
 batches, so a training that is resumed sees exactly what the uninterrupted one would have seen.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Protocol
 
 import torch
 from pydantic import Field
@@ -29,6 +29,7 @@ from medseg.settings import settings
 __all__ = [
     "AugmentSettings",
     "Batch",
+    "Batches",
     "PatchSampler",
     "PatchSettings",
     "TrainingCase",
@@ -85,6 +86,11 @@ class TrainingCase:
                 )
 
 
+#: From case, patch of image (c, *p), target (n, *p) and brain (*p), and a generator to image and
+#: target with something painted in.
+Painter = Callable[[TrainingCase, Tensor, Tensor, Tensor, Generator], tuple[Tensor, Tensor]]
+
+
 @dataclass(frozen=True, eq=False)
 class Batch:
     """Patches for one step.
@@ -103,6 +109,14 @@ class Batch:
     def to(self, device: torch.device | str) -> "Batch":
         """Return the batch on another device."""
         return Batch(self.image.to(device), self.target.to(device), self.known.to(device))
+
+
+class Batches(Protocol):
+    """Batches by number, each a function of its number alone."""
+
+    def batch(self, step: int) -> Batch:
+        """Return batch number ``step``, whatever was asked for before."""
+        ...
 
 
 _Length = Annotated[int, Field(ge=1)]
@@ -182,6 +196,9 @@ class PatchSampler:
     patch : PatchSettings
     augment : AugmentSettings
     seed : int
+    painter : callable, optional
+        Paints lesions into patches. It has a stream of chance of its own, so that with and without
+        it the same patches are taken and changed alike.
 
     Raises
     ------
@@ -196,6 +213,7 @@ class PatchSampler:
         patch: PatchSettings,
         augment: AugmentSettings,
         seed: int,
+        painter: Painter | None = None,
     ) -> None:
         kinds = sorted({(len(case.present), len(case.known)) for case in cases})
         if len(kinds) != 1:
@@ -208,6 +226,7 @@ class PatchSampler:
         self._patch = patch
         self._augment = augment
         self._seed = seed
+        self._painter = painter
         # A case that is listed twice is indexed once.
         distinct = {id(case): case for case in cases}
         places = {key: _index(case) for key, case in distinct.items()}
@@ -232,14 +251,17 @@ class PatchSampler:
     def batch(self, step: int) -> Batch:
         """Return batch number ``step``, whatever was asked for before."""
         generator = torch_generator(self._seed, "patches", step)
-        patches = [self._one(index, generator) for index in self.case_indices(step)]
+        paint = torch_generator(self._seed, "paint", step)
+        patches = [self._one(index, generator, paint) for index in self.case_indices(step)]
         return Batch(
             image=torch.stack([image for image, _, _ in patches]),
             target=torch.stack([target for _, target, _ in patches]),
             known=torch.stack([known for _, _, known in patches]),
         )
 
-    def _one(self, index: int, generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
+    def _one(
+        self, index: int, generator: Generator, paint: Generator
+    ) -> tuple[Tensor, Tensor, Tensor]:
         case, places, size = self._cases[index], self._places[index], self._patch.size
         near_lesion = float(torch.rand((), generator=generator)) < self._patch.lesion_fraction
         voxel = places.lesion_voxel(generator) if near_lesion else places.brain_voxel(generator)
@@ -252,9 +274,12 @@ class PatchSampler:
         if self._augment.enabled:
             draw = draw_spatial(self._augment, size=size, generator=generator)
         image, labels = take_patch(image, labels, start=start, size=size, draw=draw)
+        target, brain = labels[:-1], labels[-1:] > 0.5
+        if self._painter is not None:
+            image, target = self._painter(case, image, target, brain[0], paint)
         if self._augment.enabled:
-            image = self._change(image, labels[-1:] > 0.5, case.present, generator)
-        return image, labels[:-1], case.known
+            image = self._change(image, brain, case.present, generator)
+        return image, target, case.known
 
     def _change(
         self, image: Tensor, brain: Tensor, present: Tensor, generator: Generator

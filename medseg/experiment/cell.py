@@ -14,14 +14,17 @@ from torch import Tensor, nn
 
 from medseg.data.training_set import TrainingCase
 from medseg.experiment.baselines import fit_thresholds, threshold_masks
-from medseg.experiment.plan import ExperimentPlan
+from medseg.experiment.plan import Arm, ExperimentPlan
 from medseg.inference.posterior import Head, PreparedPrediction, predict_prepared
 from medseg.inference.settings import PredictSettings
 from medseg.io.atomic import atomic_path, write_json, write_table
 from medseg.metrics.calibration import reliability_bins
 from medseg.metrics.evaluate import evaluate_masks
 from medseg.seeding import derive_seed
-from medseg.training.transfer import MethodSettings, Source, TrainingPlan, after_training, finetune
+from medseg.training.learn import learn
+from medseg.training.objectives import MoreScans
+from medseg.training.privileged import hide
+from medseg.training.transfer import Source, TrainingPlan, after_training
 
 log = logging.getLogger(__name__)
 Row = dict[str, object]
@@ -208,14 +211,19 @@ def run_network(
     *,
     channels: Sequence[int],
     head: Head,
+    hidden: Sequence[int] = (),
 ) -> None:
-    """Predict and score the test cases; ``channels`` picks the target's regions from the head."""
+    """Predict and score the test cases.
+
+    ``channels`` picks the target's regions from the head; the image is shown without ``hidden``.
+    """
     settings = PredictSettings(
         samples=plan.protocol.samples, seed=plan.protocol.seed, device=_device(network)
     )
     picked = list(channels)
     for case in data.test:
-        whole = predict_prepared(network, case.image, head=head, settings=settings)
+        image = hide(case.image[None], hidden)[0]
+        whole = predict_prepared(network, image, head=head, settings=settings)
         statistics = type(whole.statistics)(
             samples=whole.statistics.samples,
             probability=whole.statistics.probability[picked],
@@ -251,20 +259,35 @@ class CellTraining:
         self._last: tuple[object, nn.Module] | None = None
 
     def network(
-        self, cell: Cell, data: CellData, method: MethodSettings, *, source: Source | None
+        self,
+        cell: Cell,
+        data: CellData,
+        arm: Arm,
+        *,
+        source: Source | None,
+        more: MoreScans | None = None,
     ) -> nn.Module:
         """Return the network of a cell, trained unless the last call trained it already."""
-        plan, basis = self._training_plan(cell), method.trained_as
-        key = (cell.source, cell.subset, basis)
+        plan, channels = self.training_plan(cell), self._plan.protocol.channels
+        key = (cell.source, cell.subset, arm.trained_as)
         history = self._out / "histories" / f"{cell.identifier}.tsv"
         if self._last is None or self._last[0] != key:
-            trained, result = finetune(data.train, plan, basis, source=source)
+            trained, result = learn(
+                data.train,
+                plan,
+                arm.method.trained_as,
+                arm.objective,
+                source=source,
+                more=more,
+                channels=channels,
+            )
             self._last = (key, trained)
             self._history = result.history
         write_table(history, self._history)
-        return after_training(self._last[1], plan, method, source=source)
+        return after_training(self._last[1], plan, arm.method, source=source)
 
-    def _training_plan(self, cell: Cell) -> TrainingPlan:
+    def training_plan(self, cell: Cell) -> TrainingPlan:
+        """Return how the networks of a cell are trained, but for the method."""
         protocol = self._plan.protocol
         return TrainingPlan(
             architecture=self._plan.architecture(len(protocol.channels), protocol.regions.channels),
@@ -274,6 +297,8 @@ class CellTraining:
             loss=protocol.loss,
             training=protocol.target_training,
             seed=derive_seed(protocol.seed, "target", cell.subset),
+            channels=protocol.channels,
+            spacing_mm=protocol.preprocess.spacing_mm or (1.0, 1.0, 1.0),
         )
 
 

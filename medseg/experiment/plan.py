@@ -15,7 +15,12 @@ from medseg.networks.unet import UNetSettings
 from medseg.preprocess.prepare import PreprocessSettings
 from medseg.priors.fit import PRIOR_KINDS, FitPriorSettings
 from medseg.settings import settings
+from medseg.training.co_learning import CoLearningSettings
+from medseg.training.distillation import DistillationSettings
 from medseg.training.loop import TrainingSettings
+from medseg.training.objectives import ObjectiveSettings
+from medseg.training.pretext import PretextSettings
+from medseg.training.privileged import PrivilegedSettings
 from medseg.training.transfer import MethodSettings
 
 
@@ -95,19 +100,45 @@ class Cohort:
     note: str = ""
 
 
-@dataclass(frozen=True, eq=False)
+@settings
 class Arm:
-    """One method on some of the sources.
-
-    Parameters
-    ----------
-    method : MethodSettings
-    sources : sequence of str
-        Names of sources; nothing for a method that needs none.
-    """
+    """One method on some of the sources, and what is learned beside its own objective."""
 
     method: MethodSettings
-    sources: Sequence[str]
+    #: Names of sources; nothing for ``ri``.
+    sources: tuple[str, ...] = ()
+    #: What is learned beside the method's own objective; its ``kind`` says what.
+    objective: ObjectiveSettings | None = None
+    #: Name of the scans that co-learning and sharing learn from beside the target's.
+    scans: str = ""
+    #: In tables; by default those of the method and the objective.
+    name: str = ""
+
+    @property
+    def label(self) -> str:
+        """Name in tables."""
+        kind = "" if self.objective is None else f"_{self.objective.kind}"
+        return self.name or f"{self.method.label}{kind}"
+
+    @property
+    def trained_as(self) -> object:
+        """What decides how a network is trained: arms that agree in it share one."""
+        return self.method.trained_as, self.objective, self.scans
+
+    @property
+    def more(self) -> tuple[str, bool]:
+        """Name of the scans learned from beside the target's, and whether their masks are read."""
+        return self.scans, not isinstance(self.objective, CoLearningSettings)
+
+    @property
+    def distils(self) -> bool:
+        """Whether its network is a student, which tells its own uncertainty."""
+        return isinstance(self.objective, DistillationSettings)
+
+    @property
+    def hidden_channels(self) -> tuple[str, ...]:
+        """Channels that its network is tested without."""
+        return self.objective.channels if isinstance(self.objective, PrivilegedSettings) else ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,6 +161,10 @@ class ExperimentPlan:
         What a reader must know.
     command : str
         That runs it again.
+    pretraining : mapping of name to PretrainingSettings
+        Sources that learn without masks, and what.
+    scans : mapping of name to cohorts
+        More scans, for objectives that learn from them along with the target's.
     """
 
     title: str
@@ -142,6 +177,8 @@ class ExperimentPlan:
     config: dict[str, Any]
     statements: Sequence[str] = field(default=())
     command: str = ""
+    pretraining: Mapping[str, PretextSettings] = field(default_factory=dict)
+    scans: Mapping[str, Sequence[Cohort]] = field(default_factory=dict)
 
     def priors_of(self, source: str) -> tuple[str | None, ...]:
         """Return the names of the filter priors wanted of a source; None is ``protocol.prior``."""

@@ -9,7 +9,7 @@ import platform
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -30,14 +30,15 @@ from medseg.experiment.cell import (
     run_network,
     run_threshold,
 )
-from medseg.experiment.plan import Cohort, ExperimentPlan
-from medseg.experiment.sources import make_source, training_cases
+from medseg.experiment.plan import Arm, Cohort, ExperimentPlan
+from medseg.experiment.sources import make_source, more_scans, training_cases
 from medseg.experiment.tables import write_tables
 from medseg.inference.posterior import Head
 from medseg.inference.provenance import git_commit, versions
 from medseg.io.atomic import write_json
 from medseg.networks.precision import resolve_device, resolve_precision
-from medseg.training.transfer import MethodSettings, Source
+from medseg.training.objectives import MoreScans
+from medseg.training.transfer import Source
 
 log = logging.getLogger(__name__)
 
@@ -121,18 +122,23 @@ def _run(
         lock = FileLock(out / "sources" / f".{name}.lock")
         with clock.stage("train sources, fit priors"), lock:
             sources[name] = make_source(plan, name, out, key=key)
+    more = {
+        arm.more: more_scans(plan, arm.scans, labelled=arm.more[1])
+        for arm in plan.arms
+        if arm.scans
+    }
     first = {cell.method + cell.source: cell for cell, _, _ in reversed(cells)}
     mine = [entry for group in _groups(cells)[shard[0] :: shard[1]] for entry in group]
     training = CellTraining(plan, out)
     started, todo = time.perf_counter(), [entry for entry in mine if not is_done(entry[0], out)]
-    for number, (cell, data, method) in enumerate(todo):
+    for number, (cell, data, arm) in enumerate(todo):
         spent = time.perf_counter() - started
         left = spent / number * (len(todo) - number) if number else float("nan")
         log.info("cell %d/%d %s (%.0f s left)", number + 1, len(todo), cell.identifier, left)
         keep = first[cell.method + cell.source] == cell
         writer = CellWriter(cell, plan, out, keep_example=keep)
         with clock.stage(f"cells: {cell.method}"):
-            _one(cell, data, method, writer, plan=plan, sources=sources, training=training)
+            _one(cell, data, arm, writer, plan=plan, sources=sources, more=more, training=training)
     if all(is_done(cell, out) for cell, _, _ in cells):
         write_tables([cell for cell, _, _ in cells], out, seed=plan.protocol.seed)
     else:
@@ -142,35 +148,38 @@ def _run(
 def _one(
     cell: Cell,
     data: CellData,
-    method: MethodSettings | None,
+    arm: Arm | None,
     writer: CellWriter,
     *,
     plan: ExperimentPlan,
     sources: dict[str, Source],
+    more: dict[tuple[str, bool], MoreScans],
     training: CellTraining,
 ) -> None:
     regions, source = plan.protocol.regions, sources.get(cell.source)
     if cell.method == "threshold":
         run_threshold(cell, data, writer, plan)
-    elif method is None and source is not None:
+    elif arm is None and source is not None:
         channels = [source.regions.names.index(name) for name in regions.names]
         head = _head(source.regions, plan)
         run_network(source.network, data, writer, plan, channels=channels, head=head)
-    elif method is not None:
-        network = training.network(cell, data, method, source=source)
+    elif arm is not None:
+        network = training.network(cell, data, arm, source=source, more=more.get(arm.more))
         channels = list(range(len(regions.names)))
-        run_network(network, data, writer, plan, channels=channels, head=_head(regions, plan))
+        head = replace(_head(regions, plan), has_share=arm.distils)
+        hidden = [plan.protocol.channels.index(name) for name in arm.hidden_channels]
+        run_network(network, data, writer, plan, channels=channels, head=head, hidden=hidden)
 
 
-_Entry = tuple[Cell, CellData, MethodSettings | None]
+_Entry = tuple[Cell, CellData, Arm | None]
 
 
 def _groups(cells: Sequence[_Entry]) -> list[list[_Entry]]:
     """Return the cells that share a training together, so that one process has it done once."""
     groups: dict[object, list[_Entry]] = {}
     for entry in cells:
-        cell, _, method = entry
-        shared = cell.method if method is None else method.trained_as
+        cell, _, arm = entry
+        shared = cell.method if arm is None else arm.trained_as
         groups.setdefault((cell.source, cell.subset, shared), []).append(entry)
     return list(groups.values())
 
@@ -206,7 +215,7 @@ def _grid(
     tested = [case for case in cases if not test_only or case.subject in test_only]
     for name, cohorts in plan.sources.items():
         known = {region for cohort in cohorts for region in cohort.definition}
-        if set(plan.protocol.regions.names) <= known:
+        if name not in plan.pretraining and set(plan.protocol.regions.names) <= known:
             yield Cell("zero_shot", name, 0, "none"), CellData((), tested), None
     for subset in subsets:
         label = "+".join(str(subjects.index(subject)) for subject in subset.subjects)
@@ -215,7 +224,7 @@ def _grid(
         yield Cell("threshold", "none", subset.size, label), data, None
         for arm in plan.arms:
             for name in arm.sources or ("none",):
-                yield Cell(arm.method.label, name, subset.size, label), data, arm.method
+                yield Cell(arm.label, name, subset.size, label), data, arm
 
 
 def _start(plan: ExperimentPlan, out: Path, key: str, *, resume: bool) -> dict[str, float]:
@@ -245,7 +254,11 @@ def _write_run(plan: ExperimentPlan, out: Path, key: str, seconds: dict[str, flo
     before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     device = resolve_device(plan.protocol.target_training.device)
     precision = resolve_precision(plan.protocol.target_training.precision, device)
-    cohorts = [(cohort, "source", name) for name, mix in plan.sources.items() for cohort in mix]
+    cohorts = [
+        (cohort, "source", name)
+        for name, mix in [*plan.sources.items(), *plan.scans.items()]
+        for cohort in mix
+    ]
     write_json(
         path,
         {

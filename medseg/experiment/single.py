@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
-from medseg.experiment.plan import ExperimentPlan
-from medseg.experiment.sources import training_cases
+from medseg.experiment.plan import Arm, ExperimentPlan
+from medseg.experiment.sources import more_scans, training_cases
 from medseg.inference.model import Model, ModelSpec, load_model
 from medseg.inference.provenance import versions
 from medseg.io.atomic import write_table
 from medseg.priors.kernel_set import KernelSet
 from medseg.priors.layer_priors import LayerPriors
 from medseg.training.checkpoint import Checkpoints
-from medseg.training.transfer import VARIATIONAL, MethodSettings, Source, TrainingPlan, finetune
+from medseg.training.learn import learn
+from medseg.training.objectives import ObjectiveSettings
+from medseg.training.transfer import VARIATIONAL, MethodSettings, Source, TrainingPlan
 
 
 def load_source_model(
@@ -46,12 +49,27 @@ def _fingerprint(source: Source | None) -> str:
 
 
 def finetune_target(
-    plan: ExperimentPlan, method: MethodSettings, *, source: Source | None, out: Path, key: str
+    plan: ExperimentPlan,
+    method: MethodSettings,
+    *,
+    source: Source | None,
+    out: Path,
+    key: str,
+    objective: ObjectiveSettings | None = None,
+    scans: str = "",
 ) -> Model:
     """Train on every case of the plan's target by one method and save the model in ``out``.
 
-    An interrupted training goes on where it stopped when it is started again.
+    An interrupted training goes on where it stopped when it is started again. With privileged
+    channels the model takes scans without them; a distilled one tells its own uncertainty.
+
+    Raises
+    ------
+    TrainingError
+        The objective learns from more scans, but ``scans`` is not among those of the plan.
     """
+    arm = Arm(method=method, objective=objective, scans=scans)
+    more = more_scans(plan, scans, labelled=arm.more[1]) if scans in plan.scans else None
     protocol = plan.protocol
     cases = training_cases(plan.target, plan, regions=protocol.regions, allow_missing=False)
     architecture = plan.architecture(len(protocol.channels), protocol.regions.channels)
@@ -63,19 +81,35 @@ def finetune_target(
         loss=protocol.loss,
         training=protocol.target_training,
         seed=protocol.seed,
+        channels=protocol.channels,
+        spacing_mm=protocol.preprocess.spacing_mm or (1.0, 1.0, 1.0),
     )
-    checkpoints = Checkpoints(folder=out / "state", key=f"{key}-{method}-{_fingerprint(source)}")
-    network, result = finetune(cases, training, method, source=source, checkpoints=checkpoints)
+    chosen = method if objective is None else (method, objective, scans)
+    checkpoints = Checkpoints(folder=out / "state", key=f"{key}-{chosen}-{_fingerprint(source)}")
+    network, result = learn(
+        cases,
+        training,
+        method,
+        objective,
+        source=source,
+        more=more,
+        channels=protocol.channels,
+        checkpoints=checkpoints,
+    )
     definition = {name: tuple(plan.target.definition[name]) for name in protocol.regions.names}
     prior = source.priors.hash if source is not None and source.priors is not None else None
     spec = ModelSpec(
-        architecture=architecture,
+        architecture=replace(architecture, out_channels=2 * architecture.out_channels)
+        if arm.distils
+        else architecture,
         channels=protocol.channels,
         regions=protocol.regions,
         region_definition=definition,
         preprocess=protocol.preprocess,
-        variational=method.variational if method.method in VARIATIONAL else None,
-        method=method.label,
+        allow_missing=bool(arm.hidden_channels),
+        variational=None if arm.distils or method.method not in VARIATIONAL else method.variational,
+        has_share=arm.distils,
+        method=arm.label,
         training={
             "subjects": sorted({case.subject for case in cases}),
             "seed": protocol.seed,

@@ -26,6 +26,8 @@ from medseg.priors.kernel_set import KernelSet
 from medseg.priors.layer_priors import LayerPriors
 from medseg.seeding import derive_seed, torch_generator
 from medseg.training.checkpoint import Checkpoints
+from medseg.training.learn import pretrain
+from medseg.training.objectives import MoreScans, pretext_regions
 from medseg.training.transfer import Source, TrainingPlan, train_from_scratch
 from medseg.training.validation import mean_dice_of
 
@@ -53,34 +55,100 @@ def training_cases(
     return cases
 
 
+def more_scans(plan: ExperimentPlan, name: str, *, labelled: bool) -> MoreScans:
+    """Return the scans that an objective learns from beside the target's.
+
+    Parameters
+    ----------
+    plan : ExperimentPlan
+    name : str
+        One of ``plan.scans``.
+    labelled : bool
+        Read their masks; else they need not have any.
+    """
+    cohorts, wanted = plan.scans[name], plan.protocol.regions
+    if not labelled:
+        return MoreScans(unlabelled_cases(cohorts, plan, regions=wanted), wanted)
+    regions = source_regions([plan.target, *cohorts], wanted)
+    cases = [
+        case
+        for cohort in cohorts
+        for case in training_cases(cohort, plan, regions=regions, allow_missing=True)
+    ]
+    return MoreScans(cases, regions)
+
+
+def unlabelled_cases(
+    cohorts: Sequence[Cohort], plan: ExperimentPlan, *, regions: RegionSettings
+) -> list[TrainingCase]:
+    """Return all cases of some cohorts, prepared, with no region known; masks are not looked at."""
+    protocol, cases = plan.protocol, []
+    for source in (cohort.source for cohort in cohorts):
+        for index in range(len(source)):
+            prepared = prepare(
+                source[index],
+                channels=protocol.channels,
+                settings=protocol.preprocess,
+                allow_missing=True,
+            )
+            shape = (regions.channels, *prepared.brain.shape)
+            case = TrainingCase(
+                identifier=prepared.identifier,
+                subject=prepared.subject,
+                image=prepared.image,
+                present=prepared.present,
+                target=torch.zeros(shape),
+                known=torch.zeros(regions.channels, dtype=torch.bool),
+                brain=prepared.brain,
+                has_background=regions.mode == "classes",
+            )
+            cases.append(case)
+    return cases
+
+
 def train_members(plan: ExperimentPlan, name: str, out: Path, *, key: str) -> list[Path]:
     """Train the members of source ``name`` that are not there yet; return all their folders."""
-    regions = source_regions(plan.sources[name], plan.protocol.regions)
+    cohorts, pretext = plan.sources[name], plan.pretraining.get(name)
+    regions = regions_of(plan, name)
     folders = [out / "sources" / name / f"member_{m}" for m in range(plan.protocol.members)]
     missing = [m for m, folder in enumerate(folders) if not (folder / "model.json").is_file()]
-    if missing:
+    if missing and pretext is not None:
+        cases = unlabelled_cases(cohorts, plan, regions=regions)
+    elif missing:
         cases = [
             case
-            for cohort in plan.sources[name]
+            for cohort in cohorts
             for case in training_cases(cohort, plan, regions=regions, allow_missing=True)
         ]
+    if missing:
         for member in missing:
             _train_member(plan, name, cases, member=member, out=out, key=key)
     return folders
 
 
+def regions_of(plan: ExperimentPlan, name: str) -> RegionSettings:
+    """Return what the networks of a source predict."""
+    pretext = plan.pretraining.get(name)
+    if pretext is not None:
+        return pretext_regions(pretext, plan.protocol.channels)
+    return source_regions(plan.sources[name], plan.protocol.regions)
+
+
 def make_source(plan: ExperimentPlan, name: str, out: Path, *, key: str) -> Source:
     """Train or load the members of source ``name``, harvest them and fit the priors.
 
-    What is there already, written under the same ``key``, is not made again.
+    The prior is fitted where an arm on this source asks for one. What is there already, written
+    under the same ``key``, is not made again.
     """
     folders = train_members(plan, name, out, key=key)
     networks = [load_model(folder).network for folder in folders]
     kernels = harvest(networks, settings=HarvestSettings())
-    priors = _fit(plan, name, kernels, out / "priors" / name)
+    # Fitting and comparing priors takes minutes, which an experiment without them need not wait.
+    asked = any(arm.method.method == "dwp" and name in arm.sources for arm in plan.arms)
+    priors = _fit(plan, name, kernels, out / "priors" / name) if asked else {}
     return Source(
         network=networks[0],
-        regions=source_regions(plan.sources[name], plan.protocol.regions),
+        regions=regions_of(plan, name),
         kernels=kernels,
         priors=priors.get(None),
         named_priors={prior: fitted for prior, fitted in priors.items() if prior is not None},
@@ -96,8 +164,8 @@ def _train_member(
     out: Path,
     key: str,
 ) -> None:
-    protocol = plan.protocol
-    regions = source_regions(plan.sources[name], protocol.regions)
+    protocol, pretext = plan.protocol, plan.pretraining.get(name)
+    regions = regions_of(plan, name)
     drawn = bootstrap_subjects([c.subject for c in cases], seed=protocol.seed, member=member)
     chosen = [case for subject in drawn for case in cases if case.subject == subject]
     # A bootstrap leaves about a third of the subjects out: they serve for early stopping.
@@ -112,18 +180,24 @@ def _train_member(
         loss=protocol.loss,
         training=protocol.source_training,
         seed=derive_seed(protocol.seed, "source", name, member),
+        channels=protocol.channels,
+        spacing_mm=protocol.preprocess.spacing_mm or (1.0, 1.0, 1.0),
     )
     folder = out / "sources" / name / f"member_{member}"
     checkpoints = Checkpoints(folder=folder / "state", key=key)
     head = Head(regions, architecture.dims, 1.0)
-    network, result = train_from_scratch(
-        chosen,
-        training,
-        checkpoints=checkpoints,
-        validate=mean_dice_of(left_out, head=head) if left_out else None,
-    )
+    if pretext is not None:
+        network, result = pretrain(chosen, training, pretext, checkpoints=checkpoints)
+    else:
+        network, result = train_from_scratch(
+            chosen,
+            training,
+            checkpoints=checkpoints,
+            validate=mean_dice_of(left_out, head=head) if left_out else None,
+        )
     write_table(out / "histories" / f"source_{name}_member{member}.tsv", result.history)
-    definition: dict[str, tuple[int, ...]] = {
+    definition: dict[str, tuple[int, ...]] = dict.fromkeys(regions.names, ())
+    definition |= {
         region: tuple(cohort.definition[region])
         for cohort in plan.sources[name]
         for region in regions.names
@@ -136,7 +210,7 @@ def _train_member(
         region_definition=definition,
         preprocess=protocol.preprocess,
         allow_missing=True,
-        method="source",
+        method="source" if pretext is None else pretext.kind,
         training={"subjects": sorted(set(drawn)), "seed": training.seed, "versions": versions()},
     )
     Model(network, spec).save(folder)

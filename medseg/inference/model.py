@@ -51,6 +51,9 @@ class ModelSpec:
         Whether the network was trained to do without some channels.
     variational : VariationalSettings or None
         None for a deterministic network.
+    has_share : bool
+        A distilled network: half of its outputs tell how far the networks agree that it learned
+        from, see :class:`medseg.inference.posterior.Head`.
     method : str
         How it was trained, for example "dwp".
     temperature : float
@@ -66,6 +69,7 @@ class ModelSpec:
     preprocess: PreprocessSettings
     allow_missing: bool = False
     variational: VariationalSettings | None = None
+    has_share: bool = False
     method: str
     temperature: float = Field(default=1.0, gt=0)
     training: dict[str, Any] = Field(default_factory=dict)
@@ -77,9 +81,12 @@ class ModelSpec:
                 f"channels names {len(self.channels)} modalities, but the architecture takes "
                 f"{self.architecture.in_channels}"
             )
-        if self.regions.channels != self.architecture.out_channels:
+        if self.has_share and (self.variational is not None or self.regions.mode != "regions"):
+            raise ValueError("has_share is for deterministic networks of sigmoid regions")
+        outputs = self.regions.channels * (2 if self.has_share else 1)
+        if outputs != self.architecture.out_channels:
             raise ValueError(
-                f"regions need {self.regions.channels} outputs, but the architecture has "
+                f"regions need {outputs} outputs, but the architecture has "
                 f"{self.architecture.out_channels}"
             )
         if set(self.region_definition) != set(self.regions.names):
@@ -113,7 +120,8 @@ class Model:
     @property
     def head(self) -> Head:
         """How the network's logits are read."""
-        return Head(self.spec.regions, self.spec.architecture.dims, self.spec.temperature)
+        spec = self.spec
+        return Head(spec.regions, spec.architecture.dims, spec.temperature, spec.has_share)
 
     def fingerprint(self) -> str:
         """Return a SHA-256 over description and weights; equal models have equal ones."""

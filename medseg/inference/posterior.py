@@ -14,7 +14,7 @@ from medseg.inference.engines.torch_fast import PRECISIONS, TorchEngine
 from medseg.inference.focused import FocusedPosterior
 from medseg.inference.predictor import Engine, SlidingWindow
 from medseg.inference.settings import PredictSettings
-from medseg.inference.uncertainty import RunningStatistics, SampleStatistics
+from medseg.inference.uncertainty import RunningStatistics, SampleStatistics, statistics_of_share
 from medseg.networks.precision import resolve_precision
 from medseg.networks.unet import UNet
 from medseg.seeding import torch_generator
@@ -35,11 +35,15 @@ class Head:
         Spatial axes the network sees; 2 means axial slices.
     temperature : float
         Logits are divided by it.
+    has_share : bool
+        Of a distilled network: after the probabilities of the regions come, one for each, the
+        shares of variance between the samples that it learned from.
     """
 
     regions: RegionSettings
     dims: int = 3
     temperature: float = 1.0
+    has_share: bool = False
 
 
 @dataclass(frozen=True)
@@ -212,11 +216,16 @@ def predict_prepared(
     """
     chosen = settings or PredictSettings()
     statistics, counts = RunningStatistics(), []
+    share = None
     for probabilities in sample_probabilities(network, image, head=head, settings=chosen):
+        if head.has_share:
+            probabilities, share = probabilities.chunk(2)
         statistics.add(probabilities)
         masks = decode(probabilities, settings=head.regions, threshold=chosen.threshold)
         counts.append([int(masks[name].sum()) for name in head.regions.names])
     result = statistics.result()
+    if share is not None:
+        result = statistics_of_share(result.probability, share)
     masks = decode(result.probability, settings=head.regions, threshold=chosen.threshold)
     return PreparedPrediction(
         names=tuple(head.regions.names),

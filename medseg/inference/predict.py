@@ -18,7 +18,7 @@ from medseg.inference.model import Model
 from medseg.inference.plan import plan_prediction, predict_image
 from medseg.inference.posterior import VolumeInterval
 from medseg.inference.settings import PredictSettings
-from medseg.inference.uncertainty import RunningStatistics, SampleStatistics
+from medseg.inference.uncertainty import RunningStatistics, SampleStatistics, statistics_of_share
 from medseg.preprocess.prepare import PreparedCase, prepare
 from medseg.preprocess.resample import resample
 from medseg.scan import Case
@@ -249,15 +249,23 @@ def observe(
     the mask's and the lesions' are of one kind.
     """
     chosen, regions = settings or PredictSettings(), model.spec.regions
+    if not any(model.spec.region_definition.values()):
+        raise ModelError(
+            f"A model that predicts was trained on masks, but this one, {model.spec.method!r}, "
+            "learned without any.",
+            hint="Fine-tune it on scans with masks: medseg finetune --method pr --source MODEL.",
+        )
     grids, shape = (prepared.grid, prepared.source_grid), prepared.source_grid.shape
     samples = tuple(PackedMasks(shape) for _ in regions.names)
     # One for each channel, so that what an update takes is as large as one channel.
     running = [RunningStatistics() for _ in range(regions.channels)]
-    last = None
+    last = share = None
     plan = plan_prediction(model, prepared.image, settings=chosen, source_shape=shape)
     for sample in predict_image(model, prepared.image, plan=plan):
         if last is not None:
             _keep_decided(samples, SourceMaps(last, *grids), regions, chosen)
+        if model.spec.has_share:
+            sample, share = sample.chunk(2)
         for moments, channel in zip(running, sample, strict=True):
             moments.add(channel)
         last = sample
@@ -271,7 +279,9 @@ def observe(
         regions=regions,
         definition=tuple(tuple(model.spec.region_definition[name]) for name in regions.names),
         settings=chosen,
-        statistics=[moments.result() for moments in running],
+        statistics=[moments.result() for moments in running]
+        if share is None
+        else [statistics_of_share(*one) for one in zip(last, share, strict=True)],
         samples=samples,
         last=last,
         computed=plan.describe(),

@@ -125,3 +125,46 @@ class RunningStatistics:
             expected_entropy_nats=self._entropy / self._count,
             variance=(self._squared_deviations / self._count).clamp_min(0.0),
         )
+
+
+def statistics_of_share(mean: Tensor, share: Tensor) -> SampleStatistics:
+    """Return what infinitely many samples would say, from two numbers a voxel.
+
+    The samples are taken to follow the Beta distribution with these moments, that of precision
+    ``s = (1 - share) / share``. Its expected entropy is
+    ``psi(s + 1) - m psi(m s + 1) - (1 - m) psi((1 - m) s + 1)``.
+
+    Parameters
+    ----------
+    mean : Tensor, shape (n, *s)
+        Mean of the samples' probabilities, m.
+    share : Tensor, shape (n, *s)
+        Share of the variance ``m (1 - m)`` of a voxel's answer that lies between samples.
+
+    Returns
+    -------
+    SampleStatistics
+        Of one pass of one network, which is no sample: ``samples`` is 1.
+
+    References
+    ----------
+    Malinin and Gales 2018, "Predictive uncertainty estimation via prior networks", equation 21, for
+    two classes.
+    """
+    variance = mean * (1 - mean)
+    # Beyond, the digammas cancel to less than they round.
+    precision = ((1 - share) / share.clamp(min=1e-5)).double()
+    inside, outside = mean.double(), 1 - mean.double()
+    entropy = (
+        torch.digamma(precision + 1)
+        - inside * torch.digamma(inside * precision + 1)
+        - outside * torch.digamma(outside * precision + 1)
+    )
+    return SampleStatistics(
+        samples=1,
+        probability=mean,
+        expected_entropy_nats=torch.minimum(
+            entropy.clamp(min=0.0).to(mean.dtype), bernoulli_entropy_nats(mean)
+        ),
+        variance=share * variance,
+    )

@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from medseg.errors import ConfigError, ShapeError
-from medseg.networks.blocks import BlockStyle, ConvBlock, UpStage
+from medseg.networks.blocks import BlockStyle, ConvBlock, Features, UpStage
 from medseg.networks.conv_factory import ConvFactory, TorchConvFactory
 from medseg.networks.convolution import PointwiseConv
 from medseg.networks.initialise import initialise
@@ -121,14 +121,27 @@ class UNet(nn.Module):
         ShapeError
             When axes or channels are not those of the settings.
         """
+        return self.decode(self.encode(image))
+
+    def encode(self, image: ImageBatch) -> list[Features]:
+        """Return the features of each level on the way down, the finest first.
+
+        Raises
+        ------
+        ShapeError
+            As in :meth:`forward`.
+        """
         self._check(image)
-        features = self.stem(_channels_last(image))
-        skips = []
+        levels = [self.stem(_channels_last(image))]
         for stage in self.encoder:
-            skips.append(features)
-            features = stage(features)
+            levels.append(stage(levels[-1]))
+        return levels
+
+    def decode(self, levels: list[Features]) -> LogitBatch:
+        """Return the logits for what :meth:`encode` returned; the list is used up."""
+        features = levels.pop()
         for stage in self.decoder:
-            features = stage(features, skips.pop())
+            features = stage(features, levels.pop())
         return self.head(features)
 
     def input_block_names(self) -> tuple[str, ...]:

@@ -9,10 +9,10 @@ from threading import Barrier
 
 import torch
 
-from medseg.data.training_set import Batch, PatchSampler
+from medseg.data.training_set import Batch, Batches
 
 
-def batches_ahead(sampler: PatchSampler, numbers: range, *, ahead: int) -> Generator[Batch]:
+def batches_ahead(sampler: Batches, numbers: range, *, ahead: int) -> Generator[Batch]:
     """Yield the batches ``numbers`` in order, ``ahead`` of them prepared in threads of their own.
 
     A batch depends on its number alone, so these are the very batches that would be made one by
@@ -20,7 +20,7 @@ def batches_ahead(sampler: PatchSampler, numbers: range, *, ahead: int) -> Gener
 
     Parameters
     ----------
-    sampler : PatchSampler
+    sampler : Batches
     numbers : range
     ahead : int
         Batches, and threads; 0 prepares each when it is asked for.

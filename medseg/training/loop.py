@@ -13,7 +13,7 @@ from lightning_fabric import Fabric
 from pydantic import Field
 from torch import Tensor, nn
 
-from medseg.data.training_set import Batch, PatchSampler
+from medseg.data.training_set import Batch, Batches
 from medseg.errors import TrainingError
 from medseg.networks.precision import resolve_device, resolve_precision
 from medseg.settings import settings
@@ -105,7 +105,7 @@ def learning_rate_factor(step: int, *, steps: int, warm_up_steps: int) -> float:
 def train(
     network: nn.Module,
     objective: Objective,
-    sampler: PatchSampler,
+    sampler: Batches,
     *,
     settings: TrainingSettings,
     fresh: tuple[str, ...] = (),
@@ -119,7 +119,7 @@ def train(
     network : Module
         Parameters that need no gradient are left as they are.
     objective : Objective
-    sampler : PatchSampler
+    sampler : Batches
         Batch ``i`` depends on ``i`` alone, which makes the training resumable.
     settings : TrainingSettings
     fresh : tuple of str
@@ -211,7 +211,7 @@ class _Loop:
     def _tracked(self) -> dict[str, Tensor]:
         return {name: p for name, p in self.network.named_parameters() if p.requires_grad}
 
-    def batches(self, sampler: PatchSampler) -> Generator[Batch]:
+    def batches(self, sampler: Batches) -> Generator[Batch]:
         """Return this process's share of the batches of the steps that are left."""
         count, mine = self.fabric.world_size, self.fabric.global_rank
         numbers = range(self.state.step * count + mine, self.settings.steps * count, count)

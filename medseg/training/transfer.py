@@ -33,6 +33,7 @@ from medseg.priors.kernel_set import KernelSet
 from medseg.priors.layer_priors import LayerPriors
 from medseg.seeding import seeded_torch, torch_generator
 from medseg.settings import settings
+from medseg.synthesis.painter import make_painter
 from medseg.training.checkpoint import Checkpoints
 from medseg.training.loop import TrainingResult, TrainingSettings, Validate, train
 from medseg.training.objective import Objective, SegmentationObjective, VariationalObjective
@@ -116,7 +117,10 @@ class Source:
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """What is the same for all methods: architecture, regions, patches, loss, steps, seed."""
+    """What is the same for all methods: architecture, regions, patches, loss, steps, seed.
+
+    ``channels`` and ``spacing_mm`` are those of the cases; painted lesions must fit them.
+    """
 
     architecture: UNetSettings
     regions: RegionSettings
@@ -125,6 +129,8 @@ class TrainingPlan:
     loss: LossSettings
     training: TrainingSettings
     seed: int
+    channels: tuple[str, ...] = ()
+    spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
 
 def new_network(architecture: UNetSettings, *, seed: int) -> UNet:
@@ -185,7 +191,7 @@ def train_from_scratch(
     result = train(
         network,
         objective,
-        _sampler(cases, plan),
+        patch_sampler(cases, plan),
         settings=plan.training,
         checkpoints=checkpoints,
         validate=validate,
@@ -222,11 +228,11 @@ def finetune(
     if method.method in VARIATIONAL:
         network, objective = _variational(network, cases, plan, method, source)
     else:
-        objective = _deterministic(network, plan, method, fresh)
+        objective = deterministic_objective(network, plan, method, fresh)
     result = train(
         network,
         objective,
-        _sampler(cases, plan),
+        patch_sampler(cases, plan),
         settings=plan.training,
         fresh=fresh,
         checkpoints=checkpoints,
@@ -272,13 +278,26 @@ def _shape(state: dict[str, Tensor], name: str) -> torch.Size | None:
     return state[name].shape if name in state else None
 
 
-def _sampler(cases: Sequence[TrainingCase], plan: TrainingPlan) -> PatchSampler:
-    return PatchSampler(cases, patch=plan.patch, augment=plan.augment, seed=plan.seed)
+def patch_sampler(cases: Sequence[TrainingCase], plan: TrainingPlan) -> PatchSampler:
+    """Return the batches of a plan."""
+    painter = make_painter(
+        plan.augment.paint if plan.augment.enabled else None,
+        cases,
+        regions=plan.regions,
+        channels=plan.channels,
+        spacing_mm=plan.spacing_mm,
+        patch=plan.patch.size,
+        seed=plan.seed,
+    )
+    return PatchSampler(
+        cases, patch=plan.patch, augment=plan.augment, seed=plan.seed, painter=painter
+    )
 
 
-def _deterministic(
+def deterministic_objective(
     network: nn.Module, plan: TrainingPlan, method: MethodSettings, fresh: tuple[str, ...]
 ) -> Objective:
+    """Return what a method that is not variational minimises; ``prf`` freezes the body for it."""
     if method.method == "prf":
         if not isinstance(network, UNet):
             raise TrainingError("Method 'prf' needs a network with named input and output blocks.")

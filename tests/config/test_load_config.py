@@ -3,13 +3,16 @@ from pathlib import Path
 import pytest
 import yaml
 
-from medseg.config.build import load_method, load_plan, read_experiment
+from medseg.config.build import data_settings_faults, load_arm, load_plan, read_experiment
 from medseg.config.catalog import NETWORKS, SOURCES
-from medseg.config.load import find_config, read_yaml, shipped_configs
-from medseg.config.schema import ExperimentConfig
+from medseg.config.generate import KINDS
+from medseg.config.load import find_config, find_faults, read_yaml, shipped_configs
+from medseg.config.schema import DataConfig, ExperimentConfig
 from medseg.errors import ConfigError, DataError
 
 CONFIGS = sorted(shipped_configs().rglob("*.y*ml"))
+EXPERIMENTS = [path for path in CONFIGS if path.parent.name == "experiment"]
+GENERATORS = [path for path in CONFIGS if path.parent.name == "generate"]
 
 PHANTOM = {"kind": "phantom", "settings": {"disease": "tumour", "n_subjects": 3}}
 
@@ -39,8 +42,20 @@ def test_there_are_configurations() -> None:
     assert not [p for p in shipped_configs().rglob("*") if p.is_file() and p not in CONFIGS]
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_every_configuration_validates(path: Path) -> None:
+def test_every_configuration_is_held_to_a_schema() -> None:
+    assert set(EXPERIMENTS) | set(GENERATORS) == set(CONFIGS)
+
+
+@pytest.mark.parametrize("path", GENERATORS, ids=lambda path: path.stem)
+def test_every_generator_validates(path: Path) -> None:
+    values = read_yaml(path)
+    assert values["kind"] in KINDS
+    assert not find_faults(DataConfig, values, where="")
+    assert not data_settings_faults(values, "settings")
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_every_experiment_validates(path: Path) -> None:
     config = read_experiment(read_yaml(path), where=path.name)
     assert config.arms
     try:
@@ -76,7 +91,7 @@ def test_an_unknown_key_names_the_nearest_and_the_allowed_ones() -> None:
         read_experiment(minimal() | {"protocl": {}}, where="mine.yaml")
     text = str(caught.value)
     assert "protocl is not a key, did you mean 'protocol'?" in text
-    assert "allowed: arms, description, network, protocol, sources" in text
+    assert "allowed: arms, description, network, pretraining, protocol, scans, sources" in text
 
 
 @pytest.mark.parametrize(
@@ -228,9 +243,9 @@ def test_an_arm_names_its_prior(tmp_path: Path) -> None:
 
 
 def test_methods_take_settings() -> None:
-    method = load_method("dwp", ["init=prior", "elbo.kl_fraction=0.5", "wise_share=0.25"])
+    method = load_arm("dwp", ["init=prior", "elbo.kl_fraction=0.5", "wise_share=0.25"]).method
     assert (method.label, method.elbo.kl_fraction, method.wise_share) == ("dwp_prior", 0.5, 0.25)
     with pytest.raises(ConfigError, match="'elbo'"):
-        load_method("dwp", ["elboo=1"])
+        load_arm("dwp", ["elboo=1"])
     with pytest.raises(ConfigError, match="method"):
-        load_method("magic")
+        load_arm("magic")

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from medseg.config.learned import LearnedSettings, make_learned
+from medseg.config.load import validate
 from medseg.data.phantom.cohort import PhantomSettings, PhantomSource
 from medseg.data.source import CaseSource, JoinedSource, SubsetSource
 from medseg.data.sources.brats import BratsSettings, BratsSource
@@ -57,6 +59,20 @@ def _phantom(_: Path) -> CaseSource:
     return PhantomSource(PhantomSettings(n_subjects=3, spacing_mm=8.0))
 
 
+def _learned(_: Path) -> CaseSource:
+    fit = {"latent": 2, "channels": [4], "fit": {"max_steps": 3}}
+    settings = {
+        "learn_from": [
+            {"kind": "phantom", "settings": {"disease": "tumour", "spacing_mm": 8, "n_subjects": 2}}
+        ],
+        "hosts": {"kind": "phantom", "settings": {"disease": "healthy", "spacing_mm": 8.0}},
+        "spacing_mm": [8.0, 8.0, 8.0],
+        "learning": {"side": 8, "shape": fit, "looks": fit, "least_voxels": 2},
+        "n_subjects": 3,
+    }
+    return make_learned(validate(LearnedSettings, settings, where="learned"))
+
+
 def _subset(root: Path) -> CaseSource:
     source = _ms(root)
     return SubsetSource(source, source.identifiers[:4])
@@ -71,6 +87,7 @@ MAKERS: dict[str, Callable[[Path], CaseSource]] = {
     "brats": _brats,
     "folder": _folder,
     "phantom": _phantom,
+    "learned": _learned,
     "subset": _subset,
     "joined": _joined,
 }

@@ -234,13 +234,13 @@ def test_a_run_that_is_stopped_and_resumed_has_the_same_scores(
 def test_shards_share_the_work_and_agree_with_one_process(
     plan: ExperimentPlan, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, trained = cell_module.finetune, []
+    real, trained = cell_module.learn, []
 
-    def counted(cases, training, method, **kwargs):
+    def counted(cases, training, method, objective, **kwargs):
         trained.append((method.method, training.seed))
-        return real(cases, training, method, **kwargs)
+        return real(cases, training, method, objective, **kwargs)
 
-    monkeypatch.setattr(cell_module, "finetune", counted)
+    monkeypatch.setattr(cell_module, "learn", counted)
     out = tmp_path / "run"
     run_experiment(plan, out, shard=(1, 2))
     assert not (out / "scores.tsv").exists(), "half of the cells are missing"

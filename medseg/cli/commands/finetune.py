@@ -33,29 +33,32 @@ def finetune(
         list[str] | None, typer.Argument(help="Settings to change: dotted.key=value ...")
     ] = None,
     options: Annotated[
-        list[str] | None, typer.Option("--set", help="Method settings: key=value.")
+        list[str] | None,
+        typer.Option("--set", help="Method settings: key=value, or objective.key=value."),
     ] = None,
+    objective: Annotated[
+        str | None,
+        typer.Option(
+            help="What else is learned: privileged, distillation; with --scans also co_learning, "
+            "hard_sharing, soft_sharing."
+        ),
+    ] = None,
+    scans: Annotated[
+        str, typer.Option(help="More scans to learn from: a name under scans in the YAML.")
+    ] = "",
 ) -> None:
     """Fine-tune on every case of the target and save the model."""
     from medseg.cli.session import begin, log
-    from medseg.config.build import load_method, load_plan
+    from medseg.config.build import load_arm, load_plan
     from medseg.config.folder import plan_for_folder
     from medseg.errors import ConfigError
     from medseg.experiment.run import plan_key
     from medseg.experiment.single import finetune_target, source_from
     from medseg.inference.model import load_model
 
-    chosen = load_method(method, options or ())
-    if chosen.method != "ri" and source is None:
-        raise ConfigError(
-            f"--method {chosen.method} transfers from a source model, but --source is not given.",
-            hint="Train one with `medseg train`, or take --method ri.",
-        )
-    if chosen.method == "dwp" and prior is None:
-        raise ConfigError(
-            "--method dwp needs a filter prior, but --prior is not given.",
-            hint="Make one with `medseg harvest` and `medseg fit-prior`.",
-        )
+    arm = load_arm(method, options or (), objective=objective, scans=scans)
+    chosen = arm.method
+    _check_needs(chosen.method, source=source, prior=prior)
     model = None if source is None else load_model(source)
     command = f"medseg finetune {data}"
     if Path(data).is_dir():
@@ -71,5 +74,28 @@ def finetune(
     begin(out)
     log.info("%s: %d cases (%s)", plan.title, len(plan.target.source), plan.target.source.name)
     loaded = None if model is None else source_from(model, prior=prior, kernels=kernels)
-    finetune_target(plan, chosen, source=loaded, out=out, key=plan_key(plan))
+    finetune_target(
+        plan,
+        chosen,
+        source=loaded,
+        out=out,
+        key=plan_key(plan),
+        objective=arm.objective,
+        scans=scans,
+    )
     typer.echo(str(out))
+
+
+def _check_needs(method: str, *, source: Path | None, prior: Path | None) -> None:
+    from medseg.errors import ConfigError
+
+    if method != "ri" and source is None:
+        raise ConfigError(
+            f"--method {method} transfers from a source model, but --source is not given.",
+            hint="Train one with `medseg train`, or take --method ri.",
+        )
+    if method == "dwp" and prior is None:
+        raise ConfigError(
+            "--method dwp needs a filter prior, but --prior is not given.",
+            hint="Make one with `medseg harvest` and `medseg fit-prior`.",
+        )

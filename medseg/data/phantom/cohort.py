@@ -2,12 +2,13 @@
 
 import logging
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, TypeAdapter, model_validator
 
 from medseg.data.phantom.anatomy import INDEX, Anatomy, label_map_anatomy, mni_anatomy
 from medseg.data.phantom.confounders import draw_confounders
@@ -16,7 +17,13 @@ from medseg.data.phantom.deformation import Deformation, draw_deformation
 from medseg.data.phantom.fields import sample, voxel_points
 from medseg.data.phantom.lesion_masks import lesion_share
 from medseg.data.phantom.ms_lesions import clip_mask, draw_lesions, make_disease, paint_lesions
-from medseg.data.phantom.presets import PRESETS, Preset
+from medseg.data.phantom.presets import MODALITIES, PRESETS, Preset
+from medseg.data.phantom.random_contrast import (
+    RANDOM_SCANNER,
+    draw_random_means,
+    fade,
+    recolour,
+)
 from medseg.data.phantom.subject import Subject, grow_subject
 from medseg.data.phantom.tumour import TumourPlan, draw_tumour, paint_tumour
 from medseg.data.source import check_index
@@ -25,7 +32,6 @@ from medseg.scan import Case, LabelMap, Scan
 from medseg.seeding import numpy_generator
 from medseg.settings import settings
 
-Modality = Literal["flair", "t1", "t1c", "t2"]
 Millimetres = Annotated[float, Field(ge=0.5, le=12.0)]
 _CACHE_BYTES = 400_000_000
 _LEAST_SHARE = 0.1
@@ -42,22 +48,34 @@ class PhantomSettings:
     """
 
     #: Multiple-sclerosis lesions (label 1), or a glioma (labels 1 necrosis, 2 oedema,
-    #: 3 non-enhancing, 4 enhancing).
-    disease: Literal["ms", "tumour"] = "ms"
+    #: 3 non-enhancing, 4 enhancing), or a head without any label, to paint lesions into.
+    disease: Literal["ms", "tumour", "healthy"] = "ms"
     #: Population and scanner.
     preset: Literal["source", "target"] = "source"
     #: Length of the cohort; subject i is the same in a cohort of any length.
     n_subjects: int = Field(default=20, ge=1)
     #: One voxel size for all axes, or one for each, in mm.
     spacing_mm: Millimetres | tuple[Millimetres, Millimetres, Millimetres] = 3.0
-    #: Which images a case has.
-    modalities: tuple[Modality, ...] = Field(default=("flair", "t1c"), min_length=1)
+    #: Grey values of the preset's scanner, or drawn at random for each image.
+    contrast: Literal["preset", "random"] = "preset"
+    #: Which images a case has; with contrast "random" under any names.
+    modalities: tuple[str, ...] = Field(default=("flair", "t1c"), min_length=1)
     #: Another seed is another cohort.
     seed: int = 0
     #: Folder of anatomical label maps with FreeSurfer-like identifiers; none: the MNI152 average.
     label_maps: Path | None = None
     #: Folder of multiple-sclerosis lesion masks in MNI space; none: generated lesions.
     lesion_masks: Path | None = None
+
+    @model_validator(mode="after")
+    def _knows_its_modalities(self) -> "PhantomSettings":
+        unknown = [name for name in self.modalities if name not in MODALITIES]
+        if unknown and self.contrast == "preset":
+            raise ValueError(
+                f"modalities must be among {list(MODALITIES)} with contrast 'preset', but "
+                f"{unknown} are not: use contrast 'random' for any others"
+            )
+        return self
 
 
 class PhantomSource:
@@ -103,6 +121,8 @@ class PhantomSource:
         self._masks = _nifti_files(settings.lesion_masks, "lesion_masks")
         kind = "semireal" if self.heads or self._masks else "phantom"
         self.name = f"{kind}-{settings.disease}-{settings.preset}"
+        if settings.contrast == "random":
+            self.name += "-random"
         self.licence = "Apache-2.0 (generator); MNI152 maps: free use with the notice kept (McGill)"
         self.citation = _citation(settings)
         self._anatomies: OrderedDict[Path | None, Anatomy] = OrderedDict()
@@ -130,8 +150,7 @@ class PhantomSource:
         """
         index = check_index(index, len(self))
         subject, disease = self._generate(index)
-        layers = [*self._confounders(subject, index), *disease.layers]
-        scans = self._scans(subject, layers, index)
+        scans = self._scans(subject, self._confounders(subject, index), disease.layers, index)
         return Case(
             identifier=self._identifier(index),
             subject=self._identifier(index),
@@ -140,6 +159,26 @@ class PhantomSource:
             brain=LabelMap(subject.brain.to(torch.uint8), subject.grid),
             synthetic=True,
         )
+
+    def white_matter(self, index: int) -> torch.Tensor:
+        """Return the share of cerebral white matter in each voxel of a case, shape (x, y, z)."""
+        return self._generate(check_index(index, len(self)))[0].tissue("white")
+
+    def provenance(self, index: int) -> dict[str, object]:
+        """Return what a case was generated from, as JSON: model, seed, parents."""
+        chosen = self.settings
+        parents = []
+        if self.heads:
+            parents.append(str(_pick(self.heads, chosen.seed, index, "heads")))
+        if self._masks:
+            parents.append(str(_pick(self._masks, chosen.seed, index, "masks")))
+        dumped = TypeAdapter(PhantomSettings).dump_python(chosen, mode="json")
+        return {
+            "model": {"kind": "phantom", "settings": dumped},
+            "seed": chosen.seed,
+            "index": index,
+            "parents": parents or ["MNI152 2009a"],
+        }
 
     def _identifier(self, index: int) -> str:
         return f"{self.name}-s{self.settings.seed}-{index:04d}"
@@ -158,6 +197,9 @@ class PhantomSource:
         anatomy = self._anatomy(index)
         deformation = draw_deformation(anatomy, numbers.anatomy, self._rng(index, "deformation"))
         growth, looks = self._rng(index, "folds"), self._rng(index, "disease")
+        if self.settings.disease == "healthy":
+            subject = grow_subject(anatomy, deformation, numbers.anatomy, growth)
+            return subject, Disease(torch.zeros(subject.grid.shape, dtype=torch.uint8), ())
         if self.settings.disease == "ms":
             subject = grow_subject(anatomy, deformation, numbers.anatomy, growth)
             share = self._lesion_share(index, anatomy, deformation, subject)
@@ -186,23 +228,33 @@ class PhantomSource:
     def _confounders(self, subject: Subject, index: int) -> tuple[Layer, ...]:
         return draw_confounders(subject, self._preset.scanner, self._rng(index, "confounders"))
 
-    def _scans(self, subject: Subject, layers: list[Layer], index: int) -> dict[str, Scan]:
+    def _scans(
+        self,
+        subject: Subject,
+        confounders: Sequence[Layer],
+        disease: Sequence[Layer],
+        index: int,
+    ) -> dict[str, Scan]:
         scanner = self._preset.scanner
+        is_random = self.settings.contrast == "random"
         means = draw_tissue_means(scanner, self._rng(index, "contrast"))
-        return {
-            name: Scan(
-                render(
-                    subject,
-                    layers,
-                    modality=name,
-                    means=means[name],
-                    numbers=scanner,
-                    rng=self._rng(index, f"render {name}"),
-                ),
-                subject.grid,
+        scans = {}
+        for name in self.settings.modalities:
+            layers = [*confounders, *disease]
+            if is_random:
+                rng = self._rng(index, f"random contrast {name}")
+                means[name] = draw_random_means(rng)
+                layers = [*fade(confounders, name, rng), *recolour(disease, name, rng)]
+            image = render(
+                subject,
+                layers,
+                modality=name,
+                means=means[name],
+                numbers=RANDOM_SCANNER if is_random else scanner,
+                rng=self._rng(index, f"render {name}"),
             )
-            for name in self.settings.modalities
-        }
+            scans[name] = Scan(image, subject.grid)
+        return scans
 
     def _anatomy(self, index: int) -> Anatomy:
         path = _pick(self.heads, self.settings.seed, index, "heads") if self.heads else None

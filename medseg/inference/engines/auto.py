@@ -73,7 +73,8 @@ def region_masks(regions: RegionSettings, *, threshold: float = 0.5) -> Decode:
     def masks(logits: Tensor) -> Tensor:
         cases = [
             decode(case, settings=regions, threshold=threshold)
-            for case in to_probabilities(logits, mode=regions.mode)
+            # A distilled network has more outputs than regions.
+            for case in to_probabilities(logits, mode=regions.mode)[:, : regions.channels]
         ]
         return torch.stack([torch.stack([case[n] for n in regions.names]) for case in cases])
 

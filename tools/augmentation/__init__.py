@@ -1,0 +1,1 @@
+"""What generated cases bring: experiments, paired differences, one table."""
