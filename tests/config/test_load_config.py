@@ -8,11 +8,13 @@ from medseg.config.catalog import NETWORKS, SOURCES
 from medseg.config.generate import KINDS
 from medseg.config.load import find_config, find_faults, read_yaml, shipped_configs
 from medseg.config.schema import DataConfig, ExperimentConfig
+from medseg.config.translation import TranslationConfig
 from medseg.errors import ConfigError, DataError
 
 CONFIGS = sorted(shipped_configs().rglob("*.y*ml"))
 EXPERIMENTS = [path for path in CONFIGS if path.parent.name == "experiment"]
 GENERATORS = [path for path in CONFIGS if path.parent.name == "generate"]
+TRANSLATORS = [path for path in CONFIGS if path.parent.name == "translation"]
 
 PHANTOM = {"kind": "phantom", "settings": {"disease": "tumour", "n_subjects": 3}}
 
@@ -43,7 +45,15 @@ def test_there_are_configurations() -> None:
 
 
 def test_every_configuration_is_held_to_a_schema() -> None:
-    assert set(EXPERIMENTS) | set(GENERATORS) == set(CONFIGS)
+    assert {*EXPERIMENTS, *GENERATORS, *TRANSLATORS} == set(CONFIGS)
+
+
+@pytest.mark.parametrize("path", TRANSLATORS, ids=lambda path: path.stem)
+def test_every_translator_validates(path: Path) -> None:
+    values = read_yaml(path)
+    assert not find_faults(TranslationConfig, values, where="")
+    for part in filter(None, [values["source"], values.get("other")]):
+        assert not data_settings_faults(part, "settings")
 
 
 @pytest.mark.parametrize("path", GENERATORS, ids=lambda path: path.stem)
