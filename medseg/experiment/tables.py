@@ -23,7 +23,9 @@ _ARM = ("method", "source", "n", "region")
 def write_tables(cells: Sequence[Cell], out: Path, *, seed: int) -> None:
     """Write ``scores.tsv``, ``summary.tsv``, ``paired.tsv`` and ``reliability.tsv`` of a run."""
     rows = [
-        row for cell in cells for row in read_table(out / "cells" / cell.identifier / "scores.tsv")
+        {**row, "seed": str(cell.seed)}
+        for cell in cells
+        for row in read_table(out / "cells" / cell.identifier / "scores.tsv")
     ]
     columns = list(dict.fromkeys(key for row in rows for key in row))
     write_table(out / "scores.tsv", rows, columns=columns)
@@ -55,7 +57,7 @@ def _summary(key: tuple[str, ...], rows: Sequence[dict[str, str]], seed: int) ->
     return {
         **dict(zip(_ARM, key, strict=True)),
         "n_cases": len({row["case"] for row in rows}),
-        "n_cells": len({row["subset"] for row in rows}),
+        "n_cells": len({(row["subset"], row["seed"]) for row in rows}),
         "mean_dsc": interval.mean,
         "low_dsc": interval.low,
         "high_dsc": interval.high,

@@ -87,7 +87,10 @@ class Priors:
 
 @dataclass(frozen=True)
 class Run:
-    """Everything a report may say. ``unread`` names the files that could not be read, and why."""
+    """Everything a report may say.
+
+    ``unread`` names the files that could not be read, and why; ``failures`` the cells that failed.
+    """
 
     folder: Path
     info: Mapping[str, Any]
@@ -99,6 +102,7 @@ class Run:
     histories: Mapping[str, Mapping[str, np.ndarray]]
     examples: Sequence[Example]
     unread: Mapping[str, str]
+    failures: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def regions(self) -> tuple[str, ...]:
@@ -282,4 +286,8 @@ def read_run(folder: Path) -> Run:
         histories={path.stem: reader.history(path) for path in history_files},
         examples=_read_examples(reader),
         unread=reader.unread,
+        failures={
+            row.get("cell", ""): row.get("reason", "")
+            for row in reader.table(folder / "failures.tsv")
+        },
     )

@@ -91,6 +91,7 @@ def _done(material: Material) -> Section:
     cohorts = [c for c in info.get("cohorts") or [] if isinstance(c, dict)]
     if not cohorts:
         section.absent.append("run.json names no cohorts.")
+    section.absent += _failed_cells(material.run)
     section.extra = {
         "steps": _steps(material),
         "cohorts": cohorts,
@@ -98,6 +99,18 @@ def _done(material: Material) -> Section:
         "glossary": _glossary(material),
     }
     return section
+
+
+def _failed_cells(run: Run) -> list[str]:
+    """Return what is missing from every table and figure, a sentence for each reason."""
+    by_reason: dict[str, list[str]] = defaultdict(list)
+    for cell, reason in run.failures.items():
+        by_reason[reason].append(cell)
+    return [
+        f"{len(cells)} of the cells failed and are missing everywhere below (failures.tsv): "
+        f"{', '.join(cells[:4])}{', ...' if len(cells) > 4 else ''}. {reason}"
+        for reason, cells in by_reason.items()
+    ]
 
 
 def _steps(material: Material) -> list[str]:
