@@ -20,6 +20,7 @@ from medseg.inference.settings import PredictSettings
 from medseg.io.atomic import atomic_path, write_json, write_table
 from medseg.metrics.calibration import reliability_bins
 from medseg.metrics.evaluate import evaluate_masks
+from medseg.metrics.overlap import expected_dice
 from medseg.seeding import derive_seed
 from medseg.training.learn import learn
 from medseg.training.objectives import MoreScans
@@ -120,6 +121,8 @@ class CellWriter:
                 "region": region,
                 **scores,
             }
+            if chance is not None:
+                row["expected_dsc"] = expected_dice(chance, masks[index].numpy())
             if prediction is not None:
                 interval = prediction.volume(region, voxel_volume_mm3=voxel_ml * 1000.0)
                 row["volume_low_ml"] = interval.low_ml
