@@ -80,6 +80,9 @@ def leave_one_subject_out(
     which the errors of small and large lesions are alike; it is moved by the same amount at both
     ends. No truth of a case enters its own interval.
 
+    Averaged over a cell, coverage comes out near the nominal one by construction, as ranks do: it
+    is a check of the arithmetic, and the width is what tells arms apart.
+
     Parameters
     ----------
     rows : sequence of scores
