@@ -95,7 +95,8 @@ def decision_table(decisions: Sequence[Mapping[str, str]], *, region: str) -> Ta
     caption = (
         f"Decisions on {region} at n = {top}, with 95 % intervals over subjects: coverage of "
         "volume intervals (nominal 0.90), as sampled and conformally calibrated (then near 0.90 by "
-        "construction: the width tells arms apart), and what mean DSC gains when the 20 % most uncertain cases of each run are referred. n/a: too few subjects "
+        "construction: the width tells arms apart), and what mean DSC "
+        "gains when the 20 % most uncertain cases of each run are referred. n/a: too few subjects "
         "to calibrate on, or an arm that is equally sure of all cases."
     )
     return Table(caption, headings, [("", rows)])
