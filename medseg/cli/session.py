@@ -6,7 +6,7 @@ code  meaning
 0     all done, or done already
 1     unforeseen error
 2     wrong usage or configuration
-3     finished, but some scans failed
+3     finished, but some scans, or cells of an experiment, failed
 4     nothing usable in the input
 130   interrupted (SIGINT); 143 terminated (SIGTERM)
 ====  ==============================================================================

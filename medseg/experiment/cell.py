@@ -20,6 +20,7 @@ from medseg.inference.settings import PredictSettings
 from medseg.io.atomic import atomic_path, write_json, write_table
 from medseg.metrics.calibration import reliability_bins
 from medseg.metrics.evaluate import evaluate_masks
+from medseg.metrics.overlap import expected_dice
 from medseg.seeding import derive_seed
 from medseg.training.learn import learn
 from medseg.training.objectives import MoreScans
@@ -44,17 +45,21 @@ class Cell:
         Training subjects.
     subset : str
         Their numbers in the sorted list of target subjects, joined by "+".
+    seed: int
+        Decides initialisation, order of patches, augmentation and the source network started from.
     """
 
     method: str
     source: str
     n: int
     subset: str
+    seed: int = 0
 
     @property
     def identifier(self) -> str:
-        """Folder name."""
-        return f"{self.method}_{self.source}_n{self.n}_{self.subset}"
+        """Folder name; seed 0 has no part in it."""
+        name = f"{self.method}_{self.source}_n{self.n}_{self.subset}"
+        return f"{name}_s{self.seed}" if self.seed else name
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,12 +115,14 @@ class CellWriter:
                 "source": self._cell.source,
                 "n": self._cell.n,
                 "subset": self._cell.subset,
-                "seed": self._plan.protocol.seed,
+                "seed": self._cell.seed,
                 "case": case.identifier,
                 "subject": case.subject,
                 "region": region,
                 **scores,
             }
+            if chance is not None:
+                row["expected_dsc"] = expected_dice(chance, masks[index].numpy())
             if prediction is not None:
                 interval = prediction.volume(region, voxel_volume_mm3=voxel_ml * 1000.0)
                 row["volume_low_ml"] = interval.low_ml
@@ -245,7 +252,7 @@ def run_network(
 class CellTraining:
     """Trains the networks of cells; methods that share a training have it done once.
 
-    The batches depend on the subset alone, not on the method.
+    The batches depend on subset and seed, not on the method.
 
     Parameters
     ----------
@@ -269,7 +276,7 @@ class CellTraining:
     ) -> nn.Module:
         """Return the network of a cell, trained unless the last call trained it already."""
         plan, channels = self.training_plan(cell), self._plan.protocol.channels
-        key = (cell.source, cell.subset, arm.trained_as)
+        key = (cell.source, cell.subset, cell.seed, arm.trained_as)
         history = self._out / "histories" / f"{cell.identifier}.tsv"
         if self._last is None or self._last[0] != key:
             trained, result = learn(
@@ -289,6 +296,7 @@ class CellTraining:
     def training_plan(self, cell: Cell) -> TrainingPlan:
         """Return how the networks of a cell are trained, but for the method."""
         protocol = self._plan.protocol
+        names = ("target", cell.subset, *([cell.seed] if cell.seed else []))
         return TrainingPlan(
             architecture=self._plan.architecture(len(protocol.channels), protocol.regions.channels),
             regions=protocol.regions,
@@ -296,7 +304,7 @@ class CellTraining:
             augment=protocol.augment,
             loss=protocol.loss,
             training=protocol.target_training,
-            seed=derive_seed(protocol.seed, "target", cell.subset),
+            seed=derive_seed(protocol.seed, *names),
             channels=protocol.channels,
             spacing_mm=protocol.preprocess.spacing_mm or (1.0, 1.0, 1.0),
         )

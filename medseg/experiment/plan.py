@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -34,6 +34,9 @@ class FewShotSettings:
     repeats: int | None = Field(default=None, ge=1)
     #: Subjects kept for testing only; 0 tests each subset on all subjects that are not in it.
     test_subjects: int = Field(default=0, ge=0)
+    #: Every arm is trained on every subset once per seed, seed s from source member s (counted
+    #: round and round).
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(0,), min_length=1)
 
 
 @settings

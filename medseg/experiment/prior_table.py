@@ -166,16 +166,16 @@ class _Run:
         about = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         self.seed = int(about["seed"])
         self.seconds = float(sum(about["seconds"].values()))
-        cells = {(row["method"], row["subset"]) for row in self.scores}
-        count = {method: sum(m == method for m, _ in cells) for method, _ in cells}
+        cells = {(row["method"], row["subset"], row["seed"]) for row in self.scores}
+        count = {method: sum(m == method for m, *_ in cells) for method, *_ in cells}
         self.seconds_per_cell = {
             method: about["seconds"].get(f"cells: {method}", math.nan) / n
             for method, n in count.items()
         }
 
     def dsc(self, method: str) -> dict[tuple[str, ...], float]:
-        """Return DSC by seed, subset, region, subject and case."""
-        keys = ("subset", "region", "subject", "case")
+        """Return DSC by seeds of run and cell, subset, region, subject and case."""
+        keys = ("seed", "subset", "region", "subject", "case")
         return {
             (str(self.seed), *(row[key] for key in keys)): float(row["dsc"])
             for row in self.scores
@@ -214,7 +214,7 @@ def _few_shot(runs: Sequence[_Run], method: str) -> FewShot | None:
     pr = {key: value for run in runs for key, value in run.dsc("pr").items()}
     # A subject of two runs is one subject.
     difference = paired_difference(
-        list(mine.values()), [pr[key] for key in mine], [key[3] for key in mine], seed=0
+        list(mine.values()), [pr[key] for key in mine], [key[4] for key in mine], seed=0
     )
     seconds = float(np.mean([run.seconds_per_cell[method] for run in runs]))
     return FewShot(float(np.mean(list(mine.values()))), difference, seconds)

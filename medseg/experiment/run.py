@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -20,7 +21,7 @@ from medseg.data.regions import RegionSettings
 from medseg.data.source import CaseSource
 from medseg.data.splits import FewShotSubset, SplitSettings, few_shot_subsets, load_or_make_split
 from medseg.data.training_set import TrainingCase
-from medseg.errors import ConfigError
+from medseg.errors import ConfigError, DataError
 from medseg.experiment.cell import (
     Cell,
     CellData,
@@ -30,6 +31,7 @@ from medseg.experiment.cell import (
     run_network,
     run_threshold,
 )
+from medseg.experiment.failures import clear_failure, has_failed, note_failure, write_failures
 from medseg.experiment.plan import Arm, Cohort, ExperimentPlan
 from medseg.experiment.sources import make_source, more_scans, training_cases
 from medseg.experiment.tables import write_tables
@@ -66,8 +68,11 @@ def plan_key(plan: ExperimentPlan) -> str:
 
 def run_experiment(
     plan: ExperimentPlan, out: Path, *, resume: bool = True, shard: tuple[int, int] = (0, 1)
-) -> None:
+) -> tuple[str, ...]:
     """Run every stage that is not done yet, and write the tables.
+
+    A cell that fails is noted in its folder, and the others go on; the tables are then made of what
+    there is. The next start in the same folder tries it again.
 
     Parameters
     ----------
@@ -79,6 +84,11 @@ def run_experiment(
     shard : tuple of 2 int
         ``(i, n)``: do every n-th cell from the i-th on; other processes or machines that share the
         folder do the rest. The last one to finish writes the tables.
+
+    Returns
+    -------
+    tuple of str
+        The cells that failed, here or in another process.
 
     Raises
     ------
@@ -94,14 +104,14 @@ def run_experiment(
     key = plan_key(plan)
     clock = _Clock(_start(plan, out, key, resume=resume))
     try:
-        _run(plan, out, key, clock, shard=shard)
+        return _run(plan, out, key, clock, shard=shard)
     finally:
         _write_run(plan, out, key, clock.seconds)
 
 
 def _run(
     plan: ExperimentPlan, out: Path, key: str, clock: _Clock, *, shard: tuple[int, int]
-) -> None:
+) -> tuple[str, ...]:
     with FileLock(out / ".splits.lock"):
         subsets, test_only = _subsets(plan, out)
     with clock.stage("prepare target"):
@@ -115,13 +125,7 @@ def _run(
             f"Every subset must leave subjects to test on, but {untested[:3]} leave none.",
             hint="Lower protocol.few_shot.sizes, or add subjects to the target.",
         )
-    sources: dict[str, Source] = {}
-    for name in plan.sources:
-        # Another shard may be at it: then this one waits, and loads what is there.
-        (out / "sources").mkdir(exist_ok=True)
-        lock = FileLock(out / "sources" / f".{name}.lock")
-        with clock.stage("train sources, fit priors"), lock:
-            sources[name] = make_source(plan, name, out, key=key)
+    sources = _sources(plan, out, key, clock)
     more = {
         arm.more: more_scans(plan, arm.scans, labelled=arm.more[1])
         for arm in plan.arms
@@ -131,18 +135,46 @@ def _run(
     mine = [entry for group in _groups(cells)[shard[0] :: shard[1]] for entry in group]
     training = CellTraining(plan, out)
     started, todo = time.perf_counter(), [entry for entry in mine if not is_done(entry[0], out)]
+    for cell, _, _ in todo:
+        clear_failure(cell, out)
     for number, (cell, data, arm) in enumerate(todo):
         spent = time.perf_counter() - started
         left = spent / number * (len(todo) - number) if number else float("nan")
         log.info("cell %d/%d %s (%.0f s left)", number + 1, len(todo), cell.identifier, left)
         keep = first[cell.method + cell.source] == cell
         writer = CellWriter(cell, plan, out, keep_example=keep)
-        with clock.stage(f"cells: {cell.method}"):
-            _one(cell, data, arm, writer, plan=plan, sources=sources, more=more, training=training)
-    if all(is_done(cell, out) for cell, _, _ in cells):
-        write_tables([cell for cell, _, _ in cells], out, seed=plan.protocol.seed)
-    else:
+        try:
+            with clock.stage(f"cells: {cell.method}"):
+                _one(cell, data, arm, writer, plan, sources, more=more, training=training)
+        except Exception as error:
+            # One arm that diverges on one subset must not cost the night of all others.
+            log.error("cell %s failed, the others go on: %s", cell.identifier, error)
+            note_failure(cell, out, error)
+    return _end([cell for cell, _, _ in cells], out, seed=plan.protocol.seed)
+
+
+def _sources(plan: ExperimentPlan, out: Path, key: str, clock: _Clock) -> dict[str, Source]:
+    sources: dict[str, Source] = {}
+    for name in plan.sources:
+        # Another shard may be at it: then this one waits, and loads what is there.
+        (out / "sources").mkdir(exist_ok=True)
+        lock = FileLock(out / "sources" / f".{name}.lock")
+        with clock.stage("train sources, fit priors"), lock:
+            sources[name] = make_source(plan, name, out, key=key)
+    return sources
+
+
+def _end(cells: Sequence[Cell], out: Path, *, seed: int) -> tuple[str, ...]:
+    """Write the tables when no cell is left to run; return the cells that failed."""
+    done = [cell for cell in cells if is_done(cell, out)]
+    failed = [cell for cell in cells if has_failed(cell, out)]
+    if len(done) + len(failed) < len(cells):
         log.info("this shard is done; the tables are written when the others are")
+    else:
+        write_failures(failed, out)
+        if done:
+            write_tables(done, out, seed=seed)
+    return tuple(cell.identifier for cell in failed)
 
 
 def _one(
@@ -150,13 +182,16 @@ def _one(
     data: CellData,
     arm: Arm | None,
     writer: CellWriter,
-    *,
     plan: ExperimentPlan,
     sources: dict[str, Source],
+    *,
     more: dict[tuple[str, bool], MoreScans],
     training: CellTraining,
 ) -> None:
     regions, source = plan.protocol.regions, sources.get(cell.source)
+    source = None if source is None else source.started_at(cell.seed)
+    if cell.n:
+        _require_lesion(data.train)
     if cell.method == "threshold":
         run_threshold(cell, data, writer, plan)
     elif arm is None and source is not None:
@@ -171,6 +206,17 @@ def _one(
         run_network(network, data, writer, plan, channels=channels, head=head, hidden=hidden)
 
 
+def _require_lesion(cases: Sequence[TrainingCase]) -> None:
+    """Raise when no training case has a voxel of any region."""
+    targets = [case.target[1:] if case.has_background else case.target for case in cases]
+    if not any(bool((target > 0.5).any()) for target in targets):
+        raise DataError(
+            f"Training needs a lesion, but no mask of the subjects "
+            f"{sorted({case.subject for case in cases})} has a voxel of any region.",
+            hint="Check target.definition, or leave subjects without lesions out of the target.",
+        )
+
+
 _Entry = tuple[Cell, CellData, Arm | None]
 
 
@@ -180,7 +226,7 @@ def _groups(cells: Sequence[_Entry]) -> list[list[_Entry]]:
     for entry in cells:
         cell, _, arm = entry
         shared = cell.method if arm is None else arm.trained_as
-        groups.setdefault((cell.source, cell.subset, shared), []).append(entry)
+        groups.setdefault((cell.source, cell.subset, cell.seed, shared), []).append(entry)
     return list(groups.values())
 
 
@@ -213,18 +259,27 @@ def _grid(
 ) -> Iterator[_Entry]:
     subjects = sorted({case.subject for case in cases})
     tested = [case for case in cases if not test_only or case.subject in test_only]
+    seeds = tuple(dict.fromkeys(plan.protocol.few_shot.seeds))
+    # Seeds that meet in one member of a source test the same network.
+    members = {seed % plan.protocol.members: seed for seed in reversed(seeds)}.values()
     for name, cohorts in plan.sources.items():
         known = {region for cohort in cohorts for region in cohort.definition}
         if name not in plan.pretraining and set(plan.protocol.regions.names) <= known:
-            yield Cell("zero_shot", name, 0, "none"), CellData((), tested), None
+            for seed in sorted(members):
+                yield Cell("zero_shot", name, 0, "none", seed), CellData((), tested), None
+    drawn = []
     for subset in subsets:
         label = "+".join(str(subjects.index(subject)) for subject in subset.subjects)
         train = [case for case in cases if case.subject in subset.subjects]
         data = CellData(train, [case for case in tested if case.subject not in subset.subjects])
-        yield Cell("threshold", "none", subset.size, label), data, None
+        drawn.append((subset.size, label, data))
+    # Seed by seed, so that an unfinished grid holds every subset; thresholds know no chance.
+    for seed, (n, label, data) in product(seeds, drawn):
+        if seed == seeds[0]:
+            yield Cell("threshold", "none", n, label), data, None
         for arm in plan.arms:
             for name in arm.sources or ("none",):
-                yield Cell(arm.label, name, subset.size, label), data, arm
+                yield Cell(arm.label, name, n, label, seed), data, arm
 
 
 def _start(plan: ExperimentPlan, out: Path, key: str, *, resume: bool) -> dict[str, float]:

@@ -152,6 +152,7 @@ def make_source(plan: ExperimentPlan, name: str, out: Path, *, key: str) -> Sour
         kernels=kernels,
         priors=priors.get(None),
         named_priors={prior: fitted for prior, fitted in priors.items() if prior is not None},
+        members=networks,
     )
 
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import wilcoxon
+from scipy.stats import norm, wilcoxon
 
 from medseg.errors import DataError
 from medseg.seeding import numpy_generator
@@ -56,6 +57,8 @@ class PairedDifference:
         With n subjects it cannot fall below ``2 / 2^n``: 0.25 for three.
     n_values, n_subjects : int
         How many pairs, of how many subjects.
+    sd : float
+        Standard deviation over subjects of their mean differences; NaN with fewer than two.
     """
 
     difference: float
@@ -64,6 +67,7 @@ class PairedDifference:
     p_wilcoxon: float
     n_values: int
     n_subjects: int
+    sd: float
 
 
 def bootstrap_mean_interval(
@@ -152,7 +156,73 @@ def paired_difference(
         p_wilcoxon=_signed_rank_p(sums / counts),
         n_values=len(difference),
         n_subjects=len(counts),
+        sd=float((sums / counts).std(ddof=1)) if len(counts) > 1 else float("nan"),
     )
+
+
+def detectable_difference(
+    sd: float, n_subjects: int, *, power: float = 0.8, alpha: float = 0.05
+) -> float:
+    """Return the smallest true mean difference that a paired comparison would find.
+
+    ``(z_(1 - alpha / 2) + z_power) sd / sqrt(n)``: the normal approximation of a two-sided paired
+    test at ``alpha``, which finds a difference of this size with chance ``power``. With fewer than
+    about 20 subjects the true one is somewhat larger.
+
+    Parameters
+    ----------
+    sd : float
+        Standard deviation over subjects of the paired differences.
+    n_subjects : int
+
+    Returns
+    -------
+    float
+        In the unit of ``sd``; NaN with fewer than two subjects.
+
+    References
+    ----------
+    Chow, Shao, Wang and Lokhnygina, Sample size calculations in clinical research, 3rd ed., 2017,
+    section 3.1.1, solved for the difference.
+    """
+    if n_subjects < 2:
+        return float("nan")
+    return float((norm.ppf(1.0 - alpha / 2.0) + norm.ppf(power)) * sd / np.sqrt(n_subjects))
+
+
+def referral_gain(
+    values: ArrayLike,
+    kept: ArrayLike,
+    subjects: Sequence[str],
+    *,
+    seed: int,
+    n_resamples: int = 2000,
+    level: float = 0.95,
+) -> MeanInterval:
+    """Return the mean of the kept values minus that of all, with a bootstrap over subjects.
+
+    Parameters
+    ----------
+    values : array-like, shape (n,)
+    kept : boolean array-like, shape (n,)
+        False where the case is referred to a human; at least one is True.
+    subjects, seed, n_resamples, level
+        As in :func:`bootstrap_mean_interval`. Who is referred stays fixed in the resamples.
+    """
+    vector, keep = _checked(values, subjects), np.asarray(kept, dtype=np.float64)
+    sums, counts = _by_subject(vector, subjects)
+    kept_sums, _ = _by_subject(vector * keep, subjects)
+    kept_counts, _ = _by_subject(keep, subjects)
+    gain = float(kept_sums.sum() / kept_counts.sum() - vector.mean())
+    if len(counts) < 2:
+        return MeanInterval(gain, float("nan"), float("nan"), len(vector), len(counts))
+    drawn = _draws(len(counts), seed=seed, n_resamples=n_resamples)
+    left = drawn @ kept_counts
+    # A resample may hold referred cases only; it says nothing about the rest.
+    some = left > 0
+    gains = (drawn @ kept_sums)[some] / left[some] - (drawn @ sums)[some] / (drawn @ counts)[some]
+    low, high = np.quantile(gains, [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
+    return MeanInterval(gain, float(low), float(high), len(vector), len(counts))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -225,12 +295,20 @@ def _percentile_interval(
     n = len(sums)
     if n < 2:
         return float("nan"), float("nan")
-    generator = numpy_generator(seed, "bootstrap of subjects")
-    drawn = generator.multinomial(n, np.full(n, 1.0 / n), size=n_resamples)
+    drawn = _draws(n, seed=seed, n_resamples=n_resamples)
     means = (drawn @ sums) / (drawn @ counts)
     tail = (1.0 - level) / 2.0
     low, high = np.quantile(means, [tail, 1.0 - tail])
     return float(low), float(high)
+
+
+@lru_cache(maxsize=8)
+def _draws(n: int, *, seed: int, n_resamples: int) -> NDArray[np.int64]:
+    """Return how often each of n subjects is in each resample, shape (n_resamples, n)."""
+    generator = numpy_generator(seed, "bootstrap of subjects")
+    drawn = generator.multinomial(n, np.full(n, 1.0 / n), size=n_resamples)
+    drawn.flags.writeable = False
+    return drawn
 
 
 def _signed_rank_p(differences: FloatVector) -> float:

@@ -1,35 +1,54 @@
-"""From the scores of all cells to summary, paired differences and reliability."""
+"""From the scores of all cells to summary, paired differences, ranks, decisions, reliability."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 
 from medseg.experiment.cell import Cell
-from medseg.experiment.statistics import bootstrap_mean_interval, holm, paired_difference
+from medseg.experiment.decisions import decision_row
+from medseg.experiment.pairs import ArmScores, number, paired_rows, rank_rows
+from medseg.experiment.statistics import bootstrap_mean_interval
 from medseg.io.atomic import read_table, write_table
 
 Row = dict[str, object]
 _MEANS = (
     "iou", "hd95_mm", "nsd", "volume_error_ml", "lesion_f1", "nll_nats", "brier", "ece",
 )  # fmt: skip
-_AGAINST = ("threshold", "zero_shot", "ri", "pr", "wise")
 _ARM = ("method", "source", "n", "region")
 
 
 def write_tables(cells: Sequence[Cell], out: Path, *, seed: int) -> None:
-    """Write ``scores.tsv``, ``summary.tsv``, ``paired.tsv`` and ``reliability.tsv`` of a run."""
+    """Write the tables of a run from the folders of its cells.
+
+    ``scores.tsv``, ``summary.tsv``, ``paired.tsv`` (every arm against every other), ``ranks.tsv``,
+    ``power.tsv`` (what differences this many subjects can show), ``decisions.tsv`` (volume
+    intervals and referral) and ``reliability.tsv``.
+    """
     rows = [
-        row for cell in cells for row in read_table(out / "cells" / cell.identifier / "scores.tsv")
+        {**row, "seed": str(cell.seed)}
+        for cell in cells
+        for row in read_table(out / "cells" / cell.identifier / "scores.tsv")
     ]
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    write_table(out / "scores.tsv", rows, columns=columns)
+    write_table(out / "scores.tsv", rows)
     arms = _grouped(rows)
     write_table(out / "summary.tsv", [_summary(key, arms[key], seed) for key in arms])
-    write_table(out / "paired.tsv", _paired(arms, seed))
+    paired: list[Row] = []
+    ranks: list[Row] = []
+    for (region, n), same in _families(arms).items():
+        paired += paired_rows(same, n=n, region=region, seed=seed)
+        ranks += rank_rows(same, n=n, region=region)
+    write_table(out / "paired.tsv", paired, columns=None if paired else _ARM)
+    write_table(out / "ranks.tsv", ranks, columns=None if ranks else _ARM)
+    write_table(out / "power.tsv", _power(paired), columns=_POWER)
+    decisions = [
+        decision_row(ArmScores(method, source, some), n=int(n), region=region, seed=seed)
+        for (method, source, n, region), some in arms.items()
+    ]
+    known = [row for row in decisions if row is not None]
+    write_table(out / "decisions.tsv", known, columns=None if known else _ARM)
     write_table(out / "reliability.tsv", _reliability(cells, out))
 
 
@@ -40,82 +59,65 @@ def _grouped(rows: Sequence[dict[str, str]]) -> dict[tuple[str, ...], list[dict[
     return arms
 
 
-def _number(text: str) -> float:
-    return float("nan") if text in ("", "n/a") else float(text)
+def _families(
+    arms: dict[tuple[str, ...], list[dict[str, str]]],
+) -> dict[tuple[str, int], list[ArmScores]]:
+    """Return the arms to compare, by region and n; those that see no target case are in all."""
+    found: dict[tuple[str, int], list[ArmScores]] = {}
+    for region in dict.fromkeys(key[3] for key in arms):
+        for n in sorted({int(key[2]) for key in arms} - {0}):
+            found[region, n] = [
+                ArmScores(method, source, rows)
+                for (method, source, size, where), rows in arms.items()
+                if where == region and int(size) in (0, n)
+            ]
+    return found
+
+
+_POWER = (
+    "n", "region", "n_pairs_of_arms", "n_subjects", "median_sd_dsc", "median_detectable_dsc",
+    "min_detectable_dsc", "max_detectable_dsc",
+)  # fmt: skip
+
+
+def _power(paired: Sequence[Row]) -> list[Row]:
+    """Return, per n and region, the differences in DSC found with 80 % power at two-sided 5 %.
+
+    From the spread over subjects of each pair of arms; see
+    :func:`medseg.experiment.statistics.detectable_difference`.
+    """
+    groups: dict[tuple[object, object], list[Row]] = {}
+    for row in paired:
+        groups.setdefault((row["n"], row["region"]), []).append(row)
+    found: list[Row] = []
+    for (n, region), rows in groups.items():
+        sizes = np.array([float(str(row["detectable_dsc"])) for row in rows])
+        finite = sizes[np.isfinite(sizes)]
+        if not len(finite):
+            continue
+        spread = np.array([float(str(row["sd_dsc"])) for row in rows])
+        values = (n, region, len(rows) // 2, max(int(str(row["n_subjects"])) for row in rows))
+        ends = (np.nanmedian(spread), np.median(finite), finite.min(), finite.max())
+        found.append(dict(zip(_POWER, (*values, *ends), strict=True)))
+    return found
 
 
 def _summary(key: tuple[str, ...], rows: Sequence[dict[str, str]], seed: int) -> Row:
-    dsc = [_number(row["dsc"]) for row in rows]
+    dsc = [number(row["dsc"]) for row in rows]
     interval = bootstrap_mean_interval(dsc, [row["subject"] for row in rows], seed=seed)
     means: Row = {}
     for name in _MEANS:
-        values = np.array([_number(row.get(name, "")) for row in rows])
+        values = np.array([number(row.get(name, "")) for row in rows])
         defined = values[np.isfinite(values)]
         means[f"mean_{name}"] = float(defined.mean()) if len(defined) else None
     return {
         **dict(zip(_ARM, key, strict=True)),
         "n_cases": len({row["case"] for row in rows}),
-        "n_cells": len({row["subset"] for row in rows}),
+        "n_cells": len({(row["subset"], row["seed"]) for row in rows}),
         "mean_dsc": interval.mean,
         "low_dsc": interval.low,
         "high_dsc": interval.high,
         **means,
-    }
-
-
-def _paired(arms: dict[tuple[str, ...], list[dict[str, str]]], seed: int) -> list[Row]:
-    """Every arm against the baselines, on the same cases after training on the same subset."""
-    found: list[Row] = []
-    for key, rows in arms.items():
-        method, source, n, region = key
-        for other, theirs in arms.items():
-            same = other[0] in _AGAINST and other[3] == region and other[:2] != key[:2]
-            comparable = other[2] == n or other[0] == "zero_shot"
-            if not (same and comparable) or other[1] not in ("none", source) or method == other[0]:
-                continue
-            found.append(_difference(key, other[0], rows, theirs, seed))
-    order = sorted(found, key=_family)
-    adjusted: list[Row] = []
-    for _, members in groupby(order, key=_family):
-        family = list(members)
-        for row, p in zip(family, holm([float(str(r["p_wilcoxon"])) for r in family]), strict=True):
-            adjusted.append({**row, "p_holm": p})
-    return adjusted
-
-
-def _family(row: Row) -> tuple[str, str, int]:
-    return str(row["region"]), str(row["against"]), int(str(row["n"]))
-
-
-def _difference(
-    key: tuple[str, ...],
-    against: str,
-    mine: Sequence[dict[str, str]],
-    theirs: Sequence[dict[str, str]],
-    seed: int,
-) -> Row:
-    by_subset = against != "zero_shot"
-
-    def place(row: dict[str, str]) -> tuple[str, str]:
-        return (row["subset"] if by_subset else "", row["case"])
-
-    other = {place(row): _number(row["dsc"]) for row in theirs}
-    pairs = [(row, other[place(row)]) for row in mine if place(row) in other]
-    result = paired_difference(
-        [_number(row["dsc"]) for row, _ in pairs],
-        [value for _, value in pairs],
-        [row["subject"] for row, _ in pairs],
-        seed=seed,
-    )
-    return {
-        **dict(zip(_ARM, key, strict=True)),
-        "against": against,
-        "difference_dsc": result.difference,
-        "low": result.low,
-        "high": result.high,
-        "p_wilcoxon": result.p_wilcoxon,
-        "n_cases": len({row["case"] for row, _ in pairs}),
-        "n_pairs": len(pairs),
     }
 
 
@@ -127,7 +129,7 @@ def _reliability(cells: Sequence[Cell], out: Path) -> list[Row]:
             count = float(row["count"])
             if count:
                 key = (cell.method, cell.source, row["region"], int(row["bin"]))
-                part = np.array([_number(row["confidence"]), _number(row["accuracy"]), 1.0])
+                part = np.array([number(row["confidence"]), number(row["accuracy"]), 1.0])
                 sums[key] = sums.get(key, np.zeros(3)) + count * part
     return [
         {

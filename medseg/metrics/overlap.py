@@ -68,3 +68,25 @@ def intersection_over_union(prediction: ArrayLike, reference: ArrayLike) -> floa
     predicted, true = mask_pair(prediction, reference)
     union = int(np.count_nonzero(predicted | true))
     return float(np.count_nonzero(predicted & true)) / union if union else 1.0
+
+
+def expected_dice(probability: ArrayLike, prediction: ArrayLike) -> float:
+    """Return the Dice coefficient that a network expects of its own mask, without a reference.
+
+    ``2 sum_(i in mask) p_i / (|mask| + sum_i p_i)``: the ratio of the expectations when each voxel
+    is lesion with its own probability. A low value asks for a second look.
+
+    Parameters
+    ----------
+    probability : array, shape (*s,)
+        Of being inside the region; 0 outside the brain.
+    prediction : boolean array, shape (*s,)
+
+    Returns
+    -------
+    float
+        In 0..1; 1 when the mask is empty and all probabilities are 0.
+    """
+    chance, mask = np.asarray(probability, dtype=np.float64), np.asarray(prediction, dtype=bool)
+    total = float(mask.sum()) + float(chance.sum())
+    return 2.0 * float(chance[mask].sum()) / total if total else 1.0

@@ -65,6 +65,22 @@ class Difference:
     p: float
     n_cases: int
     p_holm: float = math.nan
+    against_source: str = ""
+    detectable: float = math.nan
+
+
+@dataclass(frozen=True)
+class Rank:
+    """Mean rank of one arm over subjects among all arms of that region and n; 1 is best."""
+
+    arm: Arm
+    n: int
+    region: str
+    mean_rank: float
+    mean_dsc: float
+    critical_difference: float
+    p_friedman: float
+    n_subjects: int
 
 
 @dataclass(frozen=True)
@@ -87,7 +103,10 @@ class Priors:
 
 @dataclass(frozen=True)
 class Run:
-    """Everything a report may say. ``unread`` names the files that could not be read, and why."""
+    """Everything a report may say.
+
+    ``unread`` names the files that could not be read, and why; ``failures`` the cells that failed.
+    """
 
     folder: Path
     info: Mapping[str, Any]
@@ -99,6 +118,10 @@ class Run:
     histories: Mapping[str, Mapping[str, np.ndarray]]
     examples: Sequence[Example]
     unread: Mapping[str, str]
+    failures: Mapping[str, str] = field(default_factory=dict)
+    ranks: Sequence[Rank] = ()
+    power: Sequence[Mapping[str, str]] = ()
+    decisions: Sequence[Mapping[str, str]] = ()
 
     @property
     def regions(self) -> tuple[str, ...]:
@@ -166,6 +189,21 @@ def _difference(row: Mapping[str, str]) -> Difference:
         as_number(row.get("p_wilcoxon")),
         _as_count(row.get("n_cases")),
         as_number(row.get("p_holm")),
+        row.get("against_source", ""),
+        as_number(row.get("detectable_dsc")),
+    )
+
+
+def _rank(row: Mapping[str, str]) -> Rank:
+    return Rank(
+        _arm(row),
+        _as_count(row.get("n")),
+        row.get("region", ""),
+        as_number(row.get("mean_rank")),
+        as_number(row.get("mean_dsc")),
+        as_number(row.get("critical_difference")),
+        as_number(row.get("p_friedman")),
+        _as_count(row.get("n_subjects")),
     )
 
 
@@ -282,4 +320,11 @@ def read_run(folder: Path) -> Run:
         histories={path.stem: reader.history(path) for path in history_files},
         examples=_read_examples(reader),
         unread=reader.unread,
+        ranks=[_rank(row) for row in reader.table(folder / "ranks.tsv")],
+        power=reader.table(folder / "power.tsv"),
+        decisions=reader.table(folder / "decisions.tsv"),
+        failures={
+            row.get("cell", ""): row.get("reason", "")
+            for row in reader.table(folder / "failures.tsv")
+        },
     )

@@ -10,12 +10,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from medseg.report.answer import RegionAnswer, baseline_words, caution
-from medseg.report.arms import NO_LEARNING, SOURCES, Arm, look_of, source_name
+from medseg.report.arms import NO_LEARNING, NO_TARGET, SOURCES, Arm, look_of, source_name
 from medseg.report.curves import groups_of, training_picture
 from medseg.report.figure import Picture
 from medseg.report.pictures import example_picture, kernel_picture
 from medseg.report.plots import learning_curve, per_case_plot, reliability_plot, volume_plot
-from medseg.report.run_folder import Run, Summary
+from medseg.report.rank_plots import critical_difference_diagram, rank_plot
+from medseg.report.rank_tables import decision_table, power_words, rival_table
+from medseg.report.run_folder import Difference, Run, Summary
 from medseg.report.statistics import calibrations, coverages
 from medseg.report.tables import (
     OTHER_METRICS,
@@ -91,6 +93,7 @@ def _done(material: Material) -> Section:
     cohorts = [c for c in info.get("cohorts") or [] if isinstance(c, dict)]
     if not cohorts:
         section.absent.append("run.json names no cohorts.")
+    section.absent += _failed_cells(material.run)
     section.extra = {
         "steps": _steps(material),
         "cohorts": cohorts,
@@ -98,6 +101,18 @@ def _done(material: Material) -> Section:
         "glossary": _glossary(material),
     }
     return section
+
+
+def _failed_cells(run: Run) -> list[str]:
+    """Return what is missing from every table and figure, a sentence for each reason."""
+    by_reason: dict[str, list[str]] = defaultdict(list)
+    for cell, reason in run.failures.items():
+        by_reason[reason].append(cell)
+    return [
+        f"{len(cells)} of the cells failed and are missing everywhere below (failures.tsv): "
+        f"{', '.join(cells[:4])}{', ...' if len(cells) > 4 else ''}. {reason}"
+        for reason, cells in by_reason.items()
+    ]
 
 
 def _steps(material: Material) -> list[str]:
@@ -186,17 +201,46 @@ def _paired(material: Material) -> Section:
             "computed here from scores.tsv, with a bootstrap over cases."
         )
         return section
-    regions = [r for r in run.regions if any(d.region == r for d in run.paired)]
+    known = [d for d in run.paired if _is_to_baseline(d)]
+    regions = [r for r in run.regions if any(d.region == r for d in known)]
     top = max(d.n for d in run.paired)
-    first = [d for d in run.paired if d.n == top]
+    first = [d for d in known if d.n == top]
     section.tables = [paired_matrix(first, region=region) for region in regions]
-    section.folded = [paired_table(run.paired, region=region) for region in regions]
+    section.tables += [
+        rival_table(run.paired, answer.best.arm, region=answer.region, n=answer.n)
+        for answer in material.answers
+        if any(d.arm == answer.best.arm and d.against_source for d in run.paired)
+    ]
+    section.folded = [paired_table(known, region=region) for region in regions]
     fewest = min((d.n_cases for d in run.paired if d.n_cases > 0), default=0)
     if 0 < fewest < 6:
         section.extra["remark"] = (
             f"With {fewest} pairs the smallest two-sided Wilcoxon p that can occur is "
             f"{2 / 2**fewest:.3g}: no difference, however large, could fall below 0.05."
         )
+    return section
+
+
+def _is_to_baseline(d: Difference) -> bool:
+    """Return whether a baseline of the same source, or of none, is what is subtracted."""
+    same = d.against_source in ("", "none", d.arm.source)
+    return same and d.against in (*NO_TARGET, "ri", "pr", "wise") and d.arm.method != "zero_shot"
+
+
+def _ranks(material: Material) -> Section:
+    section = Section("ranks", "All arms at once")
+    run = material.run
+    if not run.ranks:
+        section.absent.append("No ranks were saved (ranks.tsv).")
+        return section
+    top = max(rank.n for rank in run.ranks)
+    for region in run.regions:
+        picture = critical_difference_diagram(run.ranks, region=region, n=top)
+        section.show(picture, f"There are too few subjects or arms to rank on {region}.")
+    if (over_n := rank_plot(run.ranks, run.regions)) is not None:
+        section.pictures.append(over_n)
+    if words := power_words(run.power):
+        section.extra["remark"] = words
     return section
 
 
@@ -269,6 +313,8 @@ def _volumes(material: Material) -> Section:
     best = [_best_with_interval(material, answer) for answer in material.answers]
     section.show(volume_plot(material.run, [b for b in best if b]), "No arm has volume intervals.")
     section.tables.append(coverage_table(found))
+    tables = [decision_table(material.run.decisions, region=r) for r in material.run.regions]
+    section.tables += [table for table in tables if table is not None]
     return section
 
 
@@ -317,6 +363,7 @@ SECTIONS: tuple[Callable[[Material], Section], ...] = (
     _cases,
     _learning,
     _paired,
+    _ranks,
     _slices,
     _training,
     _kernels,

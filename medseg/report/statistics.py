@@ -124,10 +124,10 @@ def difference_of(run: Run, first: Summary, second: Summary) -> Difference:
     From paired.tsv where it holds the pair; else each case's mean over cells, paired by case, with
     a bootstrap over cases.
     """
+    n = max(first.n, second.n)
     for row in run.paired:
-        same = (row.arm, row.n, row.region) == (first.arm, first.n, first.region)
-        unambiguous = second.arm.source in ("none", first.arm.source)
-        if same and row.against == second.arm.method and unambiguous:
+        same = (row.arm, row.n, row.region) == (first.arm, n, first.region)
+        if same and is_against(row, second.arm):
             return row
     one = case_means(scores_of(run, first.arm, n=first.n, region=first.region))
     two = case_means(scores_of(run, second.arm, n=second.n, region=second.region))
@@ -138,6 +138,13 @@ def difference_of(run: Run, first: Summary, second: Summary) -> Difference:
     return Difference(
         first.arm, first.n, first.region, against, mean, low, high, math.nan, len(gaps)
     )
+
+
+def is_against(row: Difference, rival: Arm) -> bool:
+    """Return whether a difference is one from ``rival``."""
+    # A table may leave the source out where only one can be meant.
+    sources = (row.against_source,) if row.against_source else ("none", row.arm.source)
+    return row.against == rival.method and rival.source in sources
 
 
 def coverages(run: Run) -> list[Coverage]:

@@ -177,7 +177,7 @@ def paired_matrix(differences: Sequence[Difference], *, region: str) -> Table:
     for arm in arms:
         known = [found[arm, rival] for rival in rivals if (arm, rival) in found]
         counts = sorted({d.n_cases for d in known})
-        cells = [_difference_cell(found.get((arm, rival))) for rival in rivals]
+        cells = [difference_cell(found.get((arm, rival))) for rival in rivals]
         words = "-".join(str(count) for count in dict.fromkeys([counts[0], counts[-1]]))
         rows.append(_arm_row(arm, [*cells, Cell(words, float(counts[-1]))], with_source=True))
     headings = [("Method", ""), *[(f"− {look_of(r).short}", look_of(r).words) for r in rivals]]
@@ -189,7 +189,8 @@ def paired_matrix(differences: Sequence[Difference], *, region: str) -> Table:
     return Table(caption, [*headings, ("Cases", "test cases in the pairs")], [("", rows)])
 
 
-def _difference_cell(d: Difference | None) -> Cell:
+def difference_cell(d: Difference | None) -> Cell:
+    """Return a difference with its interval, bold where the interval excludes zero."""
     if d is None:
         return Cell("")
     low, high = number(d.low, 3, signed=True), number(d.high, 3, signed=True)
@@ -218,7 +219,10 @@ def paired_table(differences: Sequence[Difference], *, region: str) -> Table:
         ("Difference in DSC", "mean of the paired differences, with 95 % interval"),
         (f"−{reach:.2f} to +{reach:.2f}", ""),
         ("p", "Wilcoxon signed-rank test, two-sided, not corrected for their number"),
-        ("p (Holm)", "the same, corrected by Holm's rule within region, n and baseline"),
+        (
+            "p (Holm)",
+            "the same, corrected by Holm's rule for all pairs of arms of that region and n",
+        ),
         ("Cases", "pairs"),
     ]
     caption = (
@@ -235,16 +239,17 @@ def _difference_row(d: Difference, reach: float) -> Row:
         mark = interval_mark(d.low, d.mean, d.high, colour=colour, limits=(-reach, reach))
     cells = [
         Cell(look_of(d.against).short),
-        _difference_cell(d),
+        difference_cell(d),
         Cell("", mark=mark),
-        _p_cell(d.p),
-        _p_cell(d.p_holm),
+        p_cell(d.p),
+        p_cell(d.p_holm),
         Cell(str(d.n_cases), float(d.n_cases)),
     ]
     return _arm_row(d.arm, cells, with_source=True)
 
 
-def _p_cell(p: float) -> Cell:
+def p_cell(p: float) -> Cell:
+    """Return a p value; below 0.001 it is not told how far."""
     return Cell("< 0.001" if p < 0.001 else number(p, 3), p)
 
 

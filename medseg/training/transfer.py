@@ -16,7 +16,7 @@ method        what it does
 import copy
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -102,6 +102,8 @@ class Source:
         Fitted to them; for ``dwp``.
     named_priors : mapping of name to LayerPriors
         Others, for a ``dwp`` that names its prior.
+    members : sequence of Module
+        All source networks, ``network`` among them; empty where only that one is known.
     """
 
     network: nn.Module
@@ -109,6 +111,13 @@ class Source:
     kernels: KernelSet | None = None
     priors: LayerPriors | None = None
     named_priors: Mapping[str, LayerPriors] = field(default_factory=dict)
+    members: Sequence[nn.Module] = ()
+
+    def started_at(self, member: int) -> "Source":
+        """Return the source that starts from another of its members, counted round and round."""
+        if not self.members:
+            return self
+        return replace(self, network=self.members[member % len(self.members)])
 
     def priors_for(self, method: MethodSettings) -> LayerPriors | None:
         """Return the filter priors that a method asks for, if they are there."""

@@ -21,7 +21,7 @@ def run_folder(folder: Path, *, seed: int, arms: tuple[str, ...] = ARMS) -> Path
     rng = np.random.default_rng(seed)
     scores = [
         {
-            "method": arm, "source": "s", "n": 5, "subset": "0+1", "region": region,
+            "method": arm, "source": "s", "n": 5, "subset": "0+1", "seed": 0, "region": region,
             "subject": f"p{case}", "case": f"p{case}",
             "dsc": 0.6 if arm == "pr" else rng.uniform(0.5, 0.9),
         }

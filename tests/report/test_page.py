@@ -90,7 +90,7 @@ def table_cells(html: str, identifier: str) -> list[list[tuple[str, str]]]:
 def test_every_tag_is_closed_and_every_section_is_there(page: Page) -> None:
     assert page.open == []
     sections = [attrs["id"] for attrs in page.all("section")]
-    assert len(sections) == len(SECTIONS) == 12
+    assert len(sections) == len(SECTIONS) == 13
     links = {attrs.get("href") for attrs in page.all("a")}
     assert {f"#{name}" for name in sections} <= links
 

@@ -60,9 +60,12 @@ def run_and_report(
 
     plan = load_plan(config, overrides, command=" ".join([command, *overrides]))
     begin(out)
-    run_experiment(plan, out, resume=resume, shard=parse_shard(shard))
-    if not (out / "scores.tsv").is_file():
-        return
-    page = write_report(out)
-    typer.echo(summary_table(out))
-    typer.echo(f"report: {page}")
+    failed = run_experiment(plan, out, resume=resume, shard=parse_shard(shard))
+    has_scores = (out / "scores.tsv").is_file()
+    if has_scores:
+        page = write_report(out)
+        typer.echo(summary_table(out))
+        typer.echo(f"report: {page}")
+    if failed:
+        typer.echo(f"{len(failed)} cells failed: {out / 'failures.tsv'}; --resume tries them again")
+        raise typer.Exit(3 if has_scores else 4)
