@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from medseg.data.regions import Definition, RegionSettings
 from medseg.data.source import CaseSource
@@ -18,10 +18,10 @@ from medseg.settings import settings
 from medseg.training.co_learning import CoLearningSettings
 from medseg.training.distillation import DistillationSettings
 from medseg.training.loop import TrainingSettings
+from medseg.training.method import MethodSettings
 from medseg.training.objectives import ObjectiveSettings
 from medseg.training.pretext import PretextSettings
 from medseg.training.privileged import PrivilegedSettings
-from medseg.training.transfer import MethodSettings
 
 
 @settings
@@ -113,6 +113,12 @@ class Arm:
     scans: str = ""
     #: In tables; by default those of the method and the objective.
     name: str = ""
+
+    @model_validator(mode="after")
+    def _one_student(self) -> "Arm":
+        if self.distils and self.method.members > 1:
+            raise ValueError(f"distillation gives one network, not {self.method.members} members")
+        return self
 
     @property
     def label(self) -> str:

@@ -148,6 +148,7 @@ def make_source(plan: ExperimentPlan, name: str, out: Path, *, key: str) -> Sour
     priors = _fit(plan, name, kernels, out / "priors" / name) if asked else {}
     return Source(
         network=networks[0],
+        networks=networks,
         regions=regions_of(plan, name),
         kernels=kernels,
         priors=priors.get(None),

@@ -14,12 +14,12 @@ from medseg.data.training_set import PatchSampler
 from medseg.errors import TrainingError
 from medseg.priors.fit import FitPriorSettings, fit_priors
 from medseg.priors.harvest import layer_kernels
+from medseg.training.finish import interpolate
 from medseg.training.transfer import (
     VARIATIONAL,
     MethodSettings,
     Source,
     finetune,
-    interpolate,
     load_source,
     new_network,
 )
