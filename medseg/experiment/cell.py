@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from medseg.data.training_set import TrainingCase
 from medseg.experiment.baselines import fit_thresholds, threshold_masks
+from medseg.experiment.forgetting import Forgetting
 from medseg.experiment.plan import Arm, ExperimentPlan
 from medseg.inference.ensemble import joined
 from medseg.inference.posterior import Head, PreparedPrediction, predict_prepared
@@ -177,9 +178,14 @@ class CellWriter:
             },
         )
 
+    @property
+    def folder(self) -> Path:
+        """Where the cell's tables go."""
+        return self._out / "cells" / self._cell.identifier
+
     def close(self) -> None:
         """Write the tables; from now on the cell counts as done."""
-        folder = self._out / "cells" / self._cell.identifier
+        folder = self.folder
         folder.mkdir(parents=True, exist_ok=True)
         columns = ("region", "bin", "confidence", "accuracy", "count")
         write_table(folder / "reliability.tsv", self._bins, columns=columns)
@@ -259,6 +265,7 @@ class CellTraining:
 
     def __init__(self, plan: ExperimentPlan, out: Path) -> None:
         self._plan, self._out = plan, out
+        self.forgetting = Forgetting(plan)
         self._key: object = None
         self._trained: list[tuple[nn.Module, TrainingResult]] = []
 

@@ -57,6 +57,9 @@ class ProtocolSettings:
     #: Others by name. The name of a kind stands for that kind, also when it is not listed.
     priors: dict[str, FitPriorSettings] = Field(default_factory=dict)
     few_shot: FewShotSettings = FewShotSettings()
+    #: Subjects of each data set of a source that no member of it is trained on: what fine-tuning
+    #: forgets is measured on them, in the regions they share with the target.
+    forgetting: int = Field(default=0, ge=0)
     #: Posterior samples at test.
     samples: int = Field(default=10, ge=1)
     seed: int = 0

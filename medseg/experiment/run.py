@@ -9,7 +9,7 @@ import platform
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -168,6 +168,11 @@ def _one(
         channels = list(range(len(regions.names)))
         head = replace(_head(regions, plan), has_share=arm.distils)
         hidden = [plan.protocol.channels.index(name) for name in arm.hidden_channels]
+        where = {**asdict(cell), "seed": plan.protocol.seed}
+        training.forgetting.score(
+            where, network, source=source, head=head, folder=writer.folder, hidden=hidden
+        )
+        # Last, as its table says that the cell is done.
         run_network(network, data, writer, plan, channels=channels, head=head, hidden=hidden)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from medseg.experiment.cell import Cell
+from medseg.experiment.forgetting import write_forgetting
 from medseg.experiment.statistics import bootstrap_mean_interval, holm, paired_difference
 from medseg.io.atomic import read_table, write_table
 
@@ -31,6 +32,7 @@ def write_tables(cells: Sequence[Cell], out: Path, *, seed: int) -> None:
     write_table(out / "summary.tsv", [_summary(key, arms[key], seed) for key in arms])
     write_table(out / "paired.tsv", _paired(arms, seed))
     write_table(out / "reliability.tsv", _reliability(cells, out))
+    write_forgetting([out / "cells" / cell.identifier for cell in cells], out, seed=seed)
 
 
 def _grouped(rows: Sequence[dict[str, str]]) -> dict[tuple[str, ...], list[dict[str, str]]]:
