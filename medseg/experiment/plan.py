@@ -18,7 +18,7 @@ from medseg.settings import settings
 from medseg.training.co_learning import CoLearningSettings
 from medseg.training.distillation import DistillationSettings
 from medseg.training.loop import TrainingSettings
-from medseg.training.method import MethodSettings
+from medseg.training.method import WITH_PRIOR, MethodSettings
 from medseg.training.objectives import ObjectiveSettings
 from medseg.training.pretext import PretextSettings
 from medseg.training.privileged import PrivilegedSettings
@@ -191,7 +191,7 @@ class ExperimentPlan:
 
     def priors_of(self, source: str) -> tuple[str | None, ...]:
         """Return the names of the filter priors wanted of a source; None is ``protocol.prior``."""
-        arms = [arm for arm in self.arms if arm.method.method == "dwp" and source in arm.sources]
+        arms = [a for a in self.arms if a.method.method in WITH_PRIOR and source in a.sources]
         return tuple(dict.fromkeys(arm.method.prior for arm in arms)) or (None,)
 
 

@@ -18,6 +18,7 @@ from medseg.priors.kernel_set import KernelSet
 from medseg.priors.layer_priors import LayerPriors
 from medseg.training.checkpoint import Checkpoints
 from medseg.training.learn import learn
+from medseg.training.method import WITH_PRIOR
 from medseg.training.objectives import ObjectiveSettings
 from medseg.training.transfer import VARIATIONAL, MethodSettings, Source, TrainingPlan
 
@@ -116,7 +117,7 @@ def finetune_target(
         "subjects": sorted({case.subject for case in cases}),
         "seed": protocol.seed,
         "steps": results[0].steps,
-        "prior_hash": prior if method.method == "dwp" else None,
+        "prior_hash": prior if method.method in WITH_PRIOR else None,
         "versions": versions(),
     }
     spec = _spec(plan, arm, architecture, record)

@@ -27,6 +27,7 @@ from medseg.priors.layer_priors import LayerPriors
 from medseg.seeding import derive_seed, torch_generator
 from medseg.training.checkpoint import Checkpoints
 from medseg.training.learn import pretrain
+from medseg.training.method import WITH_PRIOR
 from medseg.training.objectives import MoreScans, pretext_regions
 from medseg.training.transfer import Source, TrainingPlan, train_from_scratch
 from medseg.training.validation import mean_dice_of
@@ -184,7 +185,7 @@ def make_source(plan: ExperimentPlan, name: str, out: Path, *, key: str) -> Sour
     networks = [load_model(folder).network for folder in folders]
     kernels = harvest(networks, settings=HarvestSettings())
     # Fitting and comparing priors takes minutes, which an experiment without them need not wait.
-    asked = any(arm.method.method == "dwp" and name in arm.sources for arm in plan.arms)
+    asked = any(arm.method.method in WITH_PRIOR and name in arm.sources for arm in plan.arms)
     priors = _fit(plan, name, kernels, out / "priors" / name) if asked else {}
     return Source(
         network=networks[0],

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from medseg.errors import PriorError
 from medseg.priors.gaussian import SourceCentredGaussian
-from medseg.priors.harvest import layer_kernels
-from medseg.priors.layer_priors import LayerPriors
 from medseg.priors.prior import FilterPrior
 from medseg.shapes import Kernels, PerKernel
 
@@ -59,7 +55,7 @@ class AnchoredPrior(nn.Module):
             raise PriorError(f"The share of the source must be above 0 and below 1, not {share}.")
         if not learned.is_normalised:
             raise PriorError(
-                "A mixture needs densities that integrate to one, but the learned prior's does not.",
+                "The parts of a mixture must integrate to one, but the learned prior does not.",
                 hint="Take a vae, a gaussian, ppca, gmm, flow or som as the learned prior.",
             )
         self.anchor, self.learned = anchor, learned

@@ -10,6 +10,7 @@ method        what it does
 ``wise``      ``pr``, then weights part of the way back to the source (Wortsman et al. 2022)
 ``gaussian``  variational, prior is a Gaussian around the source weights (Krishnan et al. 2020)
 ``dwp``       variational, prior over filters learned from the source networks (Atanov et al. 2019)
+``anchored``  variational, a filter stays by its source or follows the learned prior of ``dwp``
 ============  ======================================================================================
 """
 
@@ -32,8 +33,10 @@ from medseg.training.loop import TrainingSettings
 from medseg.variational.elbo import ElboSettings
 from medseg.variational.settings import VariationalSettings
 
-MethodName = Literal["ri", "pr", "prf", "l2sp", "wise", "gaussian", "dwp"]
-VARIATIONAL: tuple[MethodName, ...] = ("gaussian", "dwp")
+MethodName = Literal["ri", "pr", "prf", "l2sp", "wise", "gaussian", "dwp", "anchored"]
+VARIATIONAL: tuple[MethodName, ...] = ("gaussian", "dwp", "anchored")
+#: Methods that need a filter prior.
+WITH_PRIOR: tuple[MethodName, ...] = ("dwp", "anchored")
 
 
 @settings
@@ -47,24 +50,30 @@ class MethodSettings:
     #: Where the posterior means of ``dwp`` start: the source weights, samples of the prior, or
     #: source kernels drawn at random.
     init: Literal["source", "prior", "resampled"] = "source"
-    #: Name of the filter prior of ``dwp`` in an experiment: one of ``protocol.priors``, or a kind;
-    #: by default ``protocol.prior``.
+    #: Name of the filter prior of ``dwp`` and ``anchored`` in an experiment: one of
+    #: ``protocol.priors``, or a kind; by default ``protocol.prior``.
     prior: str | None = None
     #: Strength of the penalty of ``l2sp``, per squared unit of weight.
     l2sp_strength: float = Field(default=0.05, ge=0)
     #: Share of the way from the fine-tuned weights back to the source of ``wise``.
     wise_share: float = Field(default=0.5, ge=0, le=1)
-    #: Deviation of the prior of ``gaussian``, as a share of the rms of the layer's kernels.
+    #: Deviation around the source of ``gaussian`` and ``anchored``, as a share of the rms of the
+    #: layer's kernels.
     prior_relative_std: float = Field(default=0.2, gt=0)
+    #: Chance of a kernel to stay by its source that ``anchored`` starts from.
+    anchor_share: float = Field(default=0.9, gt=0, lt=1)
     #: Posterior of the variational methods.
     variational: VariationalSettings = VariationalSettings(estimator="weight")
     #: Weight of their prior; a tenth of the kernels a step keeps the KL below a tenth of its time.
     elbo: ElboSettings = ElboSettings(kl_fraction=0.1)
 
     @model_validator(mode="after")
-    def _only_dwp_has_a_choice_of_prior(self) -> "MethodSettings":
-        if self.prior is not None and self.method != "dwp":
-            raise ValueError(f"prior belongs to method dwp, but the method is {self.method}")
+    def _only_some_have_a_choice_of_prior(self) -> "MethodSettings":
+        if self.prior is not None and self.method not in WITH_PRIOR:
+            raise ValueError(
+                f"prior belongs to the methods {', '.join(WITH_PRIOR)}, but the method is "
+                f"{self.method}"
+            )
         return self
 
     @property

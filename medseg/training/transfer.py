@@ -8,15 +8,16 @@ from torch import Tensor, nn
 from medseg.data.training_set import PatchSampler, TrainingCase
 from medseg.errors import TrainingError
 from medseg.networks.unet import UNet
-from medseg.priors.fit import source_centred_priors
+from medseg.priors.fit import anchored_priors, source_centred_priors
+from medseg.priors.layer_priors import LayerPriors
 from medseg.synthesis.painter import make_painter
 from medseg.training.checkpoint import Checkpoints
 from medseg.training.finish import after_training
 from medseg.training.loop import TrainingResult, Validate, train
 from medseg.training.method import VARIATIONAL, MethodSettings, Source, TrainingPlan
-from medseg.training.objective import Objective, SegmentationObjective, VariationalObjective
+from medseg.training.objective import Held, Objective, SegmentationObjective, VariationalObjective
 from medseg.training.start import load_source, new_network, start_from_kernels
-from medseg.variational.convert import to_variational
+from medseg.variational.convert import to_variational, variational_layers
 
 
 def train_from_scratch(
@@ -67,7 +68,7 @@ def finetune(
     network: nn.Module = new_network(plan.architecture, seed=plan.seed)
     fresh = load_source(network, source, plan.regions)
     if method.method in VARIATIONAL:
-        network, objective = _variational(network, cases, plan, method, source)
+        network, objective = _variational(network, cases, plan, method, source, fresh)
     else:
         objective = deterministic_objective(network, plan, method, fresh)
     result = train(
@@ -130,19 +131,9 @@ def _variational(
     plan: TrainingPlan,
     method: MethodSettings,
     source: Source,
+    fresh: tuple[str, ...],
 ) -> tuple[nn.Module, Objective]:
-    fitted = source.priors_for(method)
-    if method.method == "gaussian":
-        priors = source_centred_priors(network, relative_std=method.prior_relative_std)
-    elif fitted is None:
-        name = "" if method.prior is None else f" named {method.prior!r}"
-        raise TrainingError(
-            f"Method 'dwp' needs a filter prior, but the source has none{name}.",
-            hint="Harvest the source networks and fit one with `medseg fit-prior`.",
-        )
-    else:
-        # r is trained with the posterior, so each fine-tuning has a copy of its own.
-        priors = copy.deepcopy(fitted)
+    priors = _priors(network, method, source)
     if method.method == "dwp" and method.init != "source":
         start_from_kernels(network, method, source, seed=plan.seed)
     twin = to_variational(network, settings=method.variational)
@@ -153,6 +144,7 @@ def _variational(
     objective = VariationalObjective(
         network=twin,
         priors=priors,
+        held=_held(twin, fresh, method) if method.method == "anchored" else (),
         mode=plan.regions.mode,
         loss=plan.loss,
         elbo=method.elbo,
@@ -160,3 +152,40 @@ def _variational(
         seed=plan.seed,
     )
     return twin, objective
+
+
+def _priors(network: nn.Module, method: MethodSettings, source: Source) -> LayerPriors:
+    """Return the priors of a variational method; ``network`` has the source's weights."""
+    if method.method == "gaussian":
+        return source_centred_priors(network, relative_std=method.prior_relative_std)
+    fitted = source.priors_for(method)
+    if fitted is None:
+        name = "" if method.prior is None else f" named {method.prior!r}"
+        raise TrainingError(
+            f"Method {method.method!r} needs a filter prior, but the source has none{name}.",
+            hint="Harvest the source networks and fit one with `medseg fit-prior`.",
+        )
+    # r is trained with the posterior, so each fine-tuning has a copy of its own.
+    fitted = copy.deepcopy(fitted)
+    if method.method == "dwp":
+        return fitted
+    anchors = source_centred_priors(network, relative_std=method.prior_relative_std)
+    return anchored_priors(anchors, fitted, share=method.anchor_share)
+
+
+def _held(twin: nn.Module, fresh: tuple[str, ...], method: MethodSettings) -> tuple[Held, ...]:
+    """Return where the source holds the weights that have no posterior, and how tightly.
+
+    A scale of normalisation or a bias has the deviation that a kernel has, as a share of the rms of
+    its own tensor, but not of less than a tenth: biases may start at 0.
+    """
+    of_posteriors = tuple(f"{name}.posterior." for name in variational_layers(twin))
+    return tuple(
+        Held(value, value.detach().clone(), method.prior_relative_std * _size(value))
+        for name, value in twin.named_parameters()
+        if not name.startswith(of_posteriors) and not (fresh and name.startswith(fresh))
+    )
+
+
+def _size(value: Tensor) -> float:
+    return max(0.1, float(value.detach().square().mean().sqrt()))

@@ -335,5 +335,5 @@ def test_labels_tell_variants_apart():
     assert labels == ["gaussian", "dwp", "dwp_prior", "dwp_resampled"]
     named = [MethodSettings(method="dwp", prior="gmm", init=i).label for i in ("source", "prior")]
     assert named == ["dwp_gmm", "dwp_gmm_prior"]
-    with pytest.raises(ValidationError, match="prior belongs to method dwp"):
+    with pytest.raises(ValidationError, match="prior belongs to the methods dwp"):
         MethodSettings(method="pr", prior="gmm")

@@ -15,7 +15,9 @@ def finetune(
         ),
     ],
     out: Annotated[Path, typer.Option(help="Model folder to write.")],
-    method: Annotated[str, typer.Option(help="ri, pr, prf, l2sp, wise, gaussian or dwp.")] = "dwp",
+    method: Annotated[
+        str, typer.Option(help="ri, pr, prf, l2sp, wise, gaussian, dwp or anchored.")
+    ] = "dwp",
     source: Annotated[
         list[Path] | None,
         typer.Option(
@@ -95,8 +97,8 @@ def _check_needs(method: str, *, source: list[Path] | None, prior: Path | None) 
             f"--method {method} transfers from a source model, but --source is not given.",
             hint="Train one with `medseg train`, or take --method ri.",
         )
-    if method == "dwp" and prior is None:
+    if method in ("dwp", "anchored") and prior is None:
         raise ConfigError(
-            "--method dwp needs a filter prior, but --prior is not given.",
+            f"--method {method} needs a filter prior, but --prior is not given.",
             hint="Make one with `medseg harvest` and `medseg fit-prior`.",
         )
