@@ -18,10 +18,11 @@ from medseg.settings import settings
 from medseg.training.co_learning import CoLearningSettings
 from medseg.training.distillation import DistillationSettings
 from medseg.training.loop import TrainingSettings
-from medseg.training.method import WITH_PRIOR, MethodSettings
+from medseg.training.method import VARIATIONAL, WITH_PRIOR, MethodSettings
 from medseg.training.objectives import ObjectiveSettings
 from medseg.training.pretext import PretextSettings
 from medseg.training.privileged import PrivilegedSettings
+from medseg.training.rehearsal import RehearsalSettings
 
 
 @settings
@@ -112,7 +113,7 @@ class Arm:
     sources: tuple[str, ...] = ()
     #: What is learned beside the method's own objective; its ``kind`` says what.
     objective: ObjectiveSettings | None = None
-    #: Name of the scans that co-learning and sharing learn from beside the target's.
+    #: Name of the scans that co-learning, sharing and rehearsal learn from beside the target's.
     scans: str = ""
     #: In tables; by default those of the method and the objective.
     name: str = ""
@@ -138,6 +139,13 @@ class Arm:
     def more(self) -> tuple[str, bool]:
         """Name of the scans learned from beside the target's, and whether their masks are read."""
         return self.scans, not isinstance(self.objective, CoLearningSettings)
+
+    @property
+    def is_a_pair(self) -> bool:
+        """Whether method and objective go together."""
+        if self.objective is None or isinstance(self.objective, RehearsalSettings):
+            return True
+        return self.distils == (self.method.method in VARIATIONAL)
 
     @property
     def distils(self) -> bool:

@@ -215,7 +215,7 @@ def _unpack(tensors: dict[str, Tensor], description: dict[str, Any]) -> LayerPri
         if row["kind"] in _EXACT:
             made, names = _EXACT[row["kind"]]
             return made(*(members[name] for name in names))
-        number = row.get("inference")
+        number = row.get("inference", -1)
         prior = learned_prior(
             models[row["model"]],
             scale=row["scale"],

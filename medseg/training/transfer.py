@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from medseg.data.training_set import PatchSampler, TrainingCase
+from medseg.data.training_set import Batches, PatchSampler, TrainingCase
 from medseg.errors import TrainingError
 from medseg.networks.unet import UNet
 from medseg.priors.fit import anchored_priors, source_centred_priors
@@ -26,6 +26,7 @@ def train_from_scratch(
     *,
     checkpoints: Checkpoints | None = None,
     validate: Validate | None = None,
+    batches: Batches | None = None,
 ) -> tuple[nn.Module, TrainingResult]:
     """Return a new network trained on ``cases``: a source network, or method ``ri``."""
     network = new_network(plan.architecture, seed=plan.seed)
@@ -33,7 +34,7 @@ def train_from_scratch(
     result = train(
         network,
         objective,
-        patch_sampler(cases, plan),
+        batches or patch_sampler(cases, plan),
         settings=plan.training,
         checkpoints=checkpoints,
         validate=validate,
@@ -48,10 +49,12 @@ def finetune(
     *,
     source: Source | None = None,
     checkpoints: Checkpoints | None = None,
+    batches: Batches | None = None,
 ) -> tuple[nn.Module, TrainingResult]:
     """Return a network for the target, trained on ``cases`` by one method; of several members one.
 
-    All methods see the same batches for the same number of steps.
+    All methods see the same batches for the same number of steps, those of ``cases`` where no
+    others are given.
 
     Raises
     ------
@@ -59,7 +62,7 @@ def finetune(
         The method needs a source, or a filter prior, that is not given.
     """
     if method.method == "ri":
-        return train_from_scratch(cases, plan, checkpoints=checkpoints)
+        return train_from_scratch(cases, plan, checkpoints=checkpoints, batches=batches)
     if source is None:
         raise TrainingError(
             f"Method {method.method!r} transfers from a source, but none is given.",
@@ -74,7 +77,7 @@ def finetune(
     result = train(
         network,
         objective,
-        patch_sampler(cases, plan),
+        batches or patch_sampler(cases, plan),
         settings=plan.training,
         fresh=fresh,
         checkpoints=checkpoints,
