@@ -191,8 +191,8 @@ def _arm_faults(config: ExperimentConfig) -> list[str]:
         except ConfigError as error:
             faults.append(f"arms.{number}.method.prior: {error.message}")
     faults += [
-        f"arms.{number}.scans must name some of {sorted(config.scans)} for co_learning, sharing and "
-        f"rehearsal and nothing for others, but it is {arm.scans!r}"
+        f"arms.{number}.scans must name some of {sorted(config.scans)} for co_learning, "
+        f"sharing and rehearsal and nothing for others, but it is {arm.scans!r}"
         for number, arm in enumerate(config.arms)
         if (arm.scans in config.scans) != isinstance(arm.objective, WITH_SCANS)
         or (arm.scans and arm.scans not in config.scans)
