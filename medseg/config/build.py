@@ -191,8 +191,8 @@ def _arm_faults(config: ExperimentConfig) -> list[str]:
         except ConfigError as error:
             faults.append(f"arms.{number}.method.prior: {error.message}")
     faults += [
-        f"arms.{number}.scans must name some of {sorted(config.scans)} for co_learning and sharing "
-        f"and nothing for others, but it is {arm.scans!r}"
+        f"arms.{number}.scans must name some of {sorted(config.scans)} for co_learning, "
+        f"sharing and rehearsal and nothing for others, but it is {arm.scans!r}"
         for number, arm in enumerate(config.arms)
         if (arm.scans in config.scans) != isinstance(arm.objective, WITH_SCANS)
         or (arm.scans and arm.scans not in config.scans)
@@ -200,7 +200,7 @@ def _arm_faults(config: ExperimentConfig) -> list[str]:
     faults += [
         _mismatch(f"arms.{number}.objective", arm)
         for number, arm in enumerate(config.arms)
-        if arm.objective is not None and arm.distils != (arm.method.method in VARIATIONAL)
+        if not arm.is_a_pair
     ]
     faults += [
         f"arms.{number}.objective.channels must be some and not all of protocol.channels, "
@@ -221,8 +221,8 @@ def _arm_faults(config: ExperimentConfig) -> list[str]:
 
 def _mismatch(where: str, arm: Arm) -> str:
     return (
-        f"{where} distillation is for {', '.join(VARIATIONAL)} and the others for the other "
-        f"methods, but the method is {arm.method.method!r}"
+        f"{where} distillation is for {', '.join(VARIATIONAL)}, rehearsal for all and the others "
+        f"for the other methods, but the method is {arm.method.method!r}"
     )
 
 
@@ -283,7 +283,7 @@ def load_arm(
     apply_overrides(values, overrides)
     chosen = {"objective": values.pop("objective", None), "method": values, "scans": scans}
     arm = validate(Arm, chosen, where="method")
-    if arm.objective is not None and arm.distils != (arm.method.method in VARIATIONAL):
+    if not arm.is_a_pair:
         raise faulty("method", [_mismatch("objective", arm)])
     return arm
 

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from medseg.data.training_set import TrainingCase
 from medseg.experiment.baselines import fit_thresholds, threshold_masks
+from medseg.experiment.forgetting import Forgetting
 from medseg.experiment.plan import Arm, ExperimentPlan
+from medseg.inference.ensemble import joined
 from medseg.inference.posterior import Head, PreparedPrediction, predict_prepared
 from medseg.inference.settings import PredictSettings
 from medseg.io.atomic import atomic_path, write_json, write_table
@@ -22,10 +24,12 @@ from medseg.metrics.calibration import reliability_bins
 from medseg.metrics.evaluate import evaluate_masks
 from medseg.metrics.overlap import expected_dice
 from medseg.seeding import derive_seed
+from medseg.training.finish import after_training
 from medseg.training.learn import learn
+from medseg.training.loop import TrainingResult
+from medseg.training.method import Source, TrainingPlan
 from medseg.training.objectives import MoreScans
 from medseg.training.privileged import hide
-from medseg.training.transfer import Source, TrainingPlan, after_training
 
 log = logging.getLogger(__name__)
 Row = dict[str, object]
@@ -181,9 +185,14 @@ class CellWriter:
             },
         )
 
+    @property
+    def folder(self) -> Path:
+        """Where the cell's tables go."""
+        return self._out / "cells" / self._cell.identifier
+
     def close(self) -> None:
         """Write the tables; from now on the cell counts as done."""
-        folder = self._out / "cells" / self._cell.identifier
+        folder = self.folder
         folder.mkdir(parents=True, exist_ok=True)
         columns = ("region", "bin", "confidence", "accuracy", "count")
         write_table(folder / "reliability.tsv", self._bins, columns=columns)
@@ -252,7 +261,7 @@ def run_network(
 class CellTraining:
     """Trains the networks of cells; methods that share a training have it done once.
 
-    The batches depend on subset and seed, not on the method.
+    The batches depend on subset, seed and the number of the member alone, not on the method.
 
     Parameters
     ----------
@@ -263,7 +272,9 @@ class CellTraining:
 
     def __init__(self, plan: ExperimentPlan, out: Path) -> None:
         self._plan, self._out = plan, out
-        self._last: tuple[object, nn.Module] | None = None
+        self.forgetting = Forgetting(plan)
+        self._key: object = None
+        self._trained: list[tuple[nn.Module, TrainingResult]] = []
 
     def network(
         self,
@@ -274,24 +285,30 @@ class CellTraining:
         source: Source | None,
         more: MoreScans | None = None,
     ) -> nn.Module:
-        """Return the network of a cell, trained unless the last call trained it already."""
+        """Return the network of a cell; members that the last call trained are taken from it."""
         plan, channels = self.training_plan(cell), self._plan.protocol.channels
         key = (cell.source, cell.subset, cell.seed, arm.trained_as)
-        history = self._out / "histories" / f"{cell.identifier}.tsv"
-        if self._last is None or self._last[0] != key:
-            trained, result = learn(
-                data.train,
-                plan,
-                arm.method.trained_as,
-                arm.objective,
-                source=source,
-                more=more,
-                channels=channels,
-            )
-            self._last = (key, trained)
-            self._history = result.history
-        write_table(history, self._history)
-        return after_training(self._last[1], plan, arm.method, source=source)
+        if self._key != key:
+            self._key, self._trained = key, []
+        members = []
+        for number in range(arm.method.members):
+            mine, start = plan.member(number), None if source is None else source.member(number)
+            if number == len(self._trained):
+                found = learn(
+                    data.train,
+                    mine,
+                    arm.method.trained_as,
+                    arm.objective,
+                    source=start,
+                    more=more,
+                    channels=channels,
+                )
+                self._trained.append(found)
+            trained, result = self._trained[number]
+            name = f"{cell.identifier}_member{number}" if number else cell.identifier
+            write_table(self._out / "histories" / f"{name}.tsv", result.history)
+            members.append(after_training(trained, mine, arm.method, source=start))
+        return joined(members)
 
     def training_plan(self, cell: Cell) -> TrainingPlan:
         """Return how the networks of a cell are trained, but for the method."""

@@ -138,6 +138,6 @@ def _gain(
         subjects += [row["subject"] for row in rows]
     keys = (f"gain_{name}", f"low_gain_{name}", f"high_gain_{name}")
     if not dsc:
-        return dict.fromkeys(keys)
+        return {key: None for key in keys}
     found = referral_gain(dsc, kept, subjects, seed=seed)
     return dict(zip(keys, (found.mean, found.low, found.high), strict=True))

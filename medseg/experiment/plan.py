@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from medseg.data.regions import Definition, RegionSettings
 from medseg.data.source import CaseSource
@@ -18,10 +18,11 @@ from medseg.settings import settings
 from medseg.training.co_learning import CoLearningSettings
 from medseg.training.distillation import DistillationSettings
 from medseg.training.loop import TrainingSettings
+from medseg.training.method import VARIATIONAL, WITH_PRIOR, MethodSettings
 from medseg.training.objectives import ObjectiveSettings
 from medseg.training.pretext import PretextSettings
 from medseg.training.privileged import PrivilegedSettings
-from medseg.training.transfer import MethodSettings
+from medseg.training.rehearsal import RehearsalSettings
 
 
 @settings
@@ -60,6 +61,9 @@ class ProtocolSettings:
     #: Others by name. The name of a kind stands for that kind, also when it is not listed.
     priors: dict[str, FitPriorSettings] = Field(default_factory=dict)
     few_shot: FewShotSettings = FewShotSettings()
+    #: Subjects of each data set of a source that no member of it is trained on: what fine-tuning
+    #: forgets is measured on them, in the regions they share with the target.
+    forgetting: int = Field(default=0, ge=0)
     #: Posterior samples at test.
     samples: int = Field(default=10, ge=1)
     seed: int = 0
@@ -112,10 +116,16 @@ class Arm:
     sources: tuple[str, ...] = ()
     #: What is learned beside the method's own objective; its ``kind`` says what.
     objective: ObjectiveSettings | None = None
-    #: Name of the scans that co-learning and sharing learn from beside the target's.
+    #: Name of the scans that co-learning, sharing and rehearsal learn from beside the target's.
     scans: str = ""
     #: In tables; by default those of the method and the objective.
     name: str = ""
+
+    @model_validator(mode="after")
+    def _one_student(self) -> "Arm":
+        if self.distils and self.method.members > 1:
+            raise ValueError(f"distillation gives one network, not {self.method.members} members")
+        return self
 
     @property
     def label(self) -> str:
@@ -132,6 +142,13 @@ class Arm:
     def more(self) -> tuple[str, bool]:
         """Name of the scans learned from beside the target's, and whether their masks are read."""
         return self.scans, not isinstance(self.objective, CoLearningSettings)
+
+    @property
+    def is_a_pair(self) -> bool:
+        """Whether method and objective go together."""
+        if self.objective is None or isinstance(self.objective, RehearsalSettings):
+            return True
+        return self.distils == (self.method.method in VARIATIONAL)
 
     @property
     def distils(self) -> bool:
@@ -185,7 +202,7 @@ class ExperimentPlan:
 
     def priors_of(self, source: str) -> tuple[str | None, ...]:
         """Return the names of the filter priors wanted of a source; None is ``protocol.prior``."""
-        arms = [arm for arm in self.arms if arm.method.method == "dwp" and source in arm.sources]
+        arms = [a for a in self.arms if a.method.method in WITH_PRIOR and source in a.sources]
         return tuple(dict.fromkeys(arm.method.prior for arm in arms)) or (None,)
 
 

@@ -9,7 +9,7 @@ import platform
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import product
 from pathlib import Path
@@ -189,7 +189,7 @@ def _one(
     training: CellTraining,
 ) -> None:
     regions, source = plan.protocol.regions, sources.get(cell.source)
-    source = None if source is None else source.started_at(cell.seed)
+    source = None if source is None else source.member(cell.seed)
     if cell.n:
         _require_lesion(data.train)
     if cell.method == "threshold":
@@ -203,6 +203,11 @@ def _one(
         channels = list(range(len(regions.names)))
         head = replace(_head(regions, plan), has_share=arm.distils)
         hidden = [plan.protocol.channels.index(name) for name in arm.hidden_channels]
+        where = {**asdict(cell), "seed": plan.protocol.seed}
+        training.forgetting.score(
+            where, network, source=source, head=head, folder=writer.folder, hidden=hidden
+        )
+        # Last, as its table says that the cell is done.
         run_network(network, data, writer, plan, channels=channels, head=head, hidden=hidden)
 
 

@@ -5,16 +5,20 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from medseg.experiment.plan import Arm, ExperimentPlan
 from medseg.experiment.sources import more_scans, training_cases
+from medseg.inference.ensemble import joined, members_of
 from medseg.inference.model import Model, ModelSpec, load_model
 from medseg.inference.provenance import versions
 from medseg.io.atomic import write_table
+from medseg.networks.unet import UNetSettings
 from medseg.priors.kernel_set import KernelSet
 from medseg.priors.layer_priors import LayerPriors
 from medseg.training.checkpoint import Checkpoints
 from medseg.training.learn import learn
+from medseg.training.method import WITH_PRIOR
 from medseg.training.objectives import ObjectiveSettings
 from medseg.training.transfer import VARIATIONAL, MethodSettings, Source, TrainingPlan
 
@@ -26,11 +30,16 @@ def load_source_model(
     return source_from(load_model(folder), prior=prior, kernels=kernels)
 
 
-def source_from(model: Model, *, prior: Path | None = None, kernels: Path | None = None) -> Source:
-    """Return a model as a source, with its filter prior and kernels, where they are given."""
+def source_from(*models: Model, prior: Path | None = None, kernels: Path | None = None) -> Source:
+    """Return models as the members of a source, with its filter prior and kernels, where given.
+
+    A training starts from the first; an ensemble counts as its members.
+    """
+    networks = [member for model in models for member in members_of(model.network)]
     return Source(
-        network=model.network,
-        regions=model.spec.regions,
+        network=networks[0],
+        networks=networks,
+        regions=models[0].spec.regions,
         kernels=None if kernels is None else KernelSet.load(kernels),
         priors=None if prior is None else LayerPriors.load(prior),
     )
@@ -41,9 +50,10 @@ def _fingerprint(source: Source | None) -> str:
     if source is None:
         return "none"
     digest = hashlib.sha256()
-    for name, value in sorted(source.network.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    for network in source.networks or (source.network,):
+        for name, value in sorted(network.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
     parts = [part.hash for part in (source.priors, source.kernels) if part is not None]
     return "-".join([digest.hexdigest(), *parts])
 
@@ -86,40 +96,67 @@ def finetune_target(
     )
     chosen = method if objective is None else (method, objective, scans)
     checkpoints = Checkpoints(folder=out / "state", key=f"{key}-{chosen}-{_fingerprint(source)}")
-    network, result = learn(
-        cases,
-        training,
-        method,
-        objective,
-        source=source,
-        more=more,
-        channels=protocol.channels,
-        checkpoints=checkpoints,
+    networks, results = zip(
+        *(
+            learn(
+                cases,
+                training.member(member),
+                method,
+                objective,
+                source=None if source is None else source.member(member),
+                more=more,
+                channels=protocol.channels,
+                checkpoints=_of_member(checkpoints, member),
+            )
+            for member in range(method.members)
+        ),
+        strict=True,
     )
-    definition = {name: tuple(plan.target.definition[name]) for name in protocol.regions.names}
     prior = source.priors.hash if source is not None and source.priors is not None else None
-    spec = ModelSpec(
-        architecture=replace(architecture, out_channels=2 * architecture.out_channels)
-        if arm.distils
-        else architecture,
+    record = {
+        "subjects": sorted({case.subject for case in cases}),
+        "seed": protocol.seed,
+        "steps": results[0].steps,
+        "prior_hash": prior if method.method in WITH_PRIOR else None,
+        "versions": versions(),
+    }
+    spec = _spec(plan, arm, architecture, record)
+    model = Model(joined(networks), spec)
+    model.save(out)
+    for member, result in enumerate(results):
+        name = f"history_member{member}.tsv" if member else "history.tsv"
+        write_table(out / name, result.history)
+        _of_member(checkpoints, member).clear()
+    return model
+
+
+def _spec(
+    plan: ExperimentPlan, arm: Arm, architecture: UNetSettings, record: dict[str, Any]
+) -> ModelSpec:
+    """Return the description of what an arm makes of networks of ``architecture``."""
+    protocol, method = plan.protocol, arm.method
+    if arm.distils:
+        architecture = replace(architecture, out_channels=2 * architecture.out_channels)
+    random = method.method in VARIATIONAL and not arm.distils
+    return ModelSpec(
+        architecture=architecture,
         channels=protocol.channels,
         regions=protocol.regions,
-        region_definition=definition,
+        region_definition={
+            name: tuple(plan.target.definition[name]) for name in protocol.regions.names
+        },
         preprocess=protocol.preprocess,
         allow_missing=bool(arm.hidden_channels),
-        variational=None if arm.distils or method.method not in VARIATIONAL else method.variational,
+        variational=method.variational if random else None,
+        members=method.members,
         has_share=arm.distils,
         method=arm.label,
-        training={
-            "subjects": sorted({case.subject for case in cases}),
-            "seed": protocol.seed,
-            "steps": result.steps,
-            "prior_hash": prior if method.method == "dwp" else None,
-            "versions": versions(),
-        },
+        training=record,
     )
-    model = Model(network, spec)
-    model.save(out)
-    write_table(out / "history.tsv", result.history)
-    checkpoints.clear()
-    return model
+
+
+def _of_member(checkpoints: Checkpoints, member: int) -> Checkpoints:
+    if member == 0:
+        return checkpoints
+    folder = checkpoints.folder.with_name(f"{checkpoints.folder.name}_member{member}")
+    return replace(checkpoints, folder=folder)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from medseg.data.regions import RegionSettings
-from medseg.data.splits import bootstrap_subjects
+from medseg.data.splits import bootstrap_subjects, split_by_subject
 from medseg.data.training_set import TrainingCase, make_training_case
 from medseg.experiment.plan import Cohort, ExperimentPlan, source_regions
 from medseg.inference.model import Model, ModelSpec, load_model
@@ -27,6 +27,7 @@ from medseg.priors.layer_priors import LayerPriors
 from medseg.seeding import derive_seed, torch_generator
 from medseg.training.checkpoint import Checkpoints
 from medseg.training.learn import pretrain
+from medseg.training.method import WITH_PRIOR
 from medseg.training.objectives import MoreScans, pretext_regions
 from medseg.training.transfer import Source, TrainingPlan, train_from_scratch
 from medseg.training.validation import mean_dice_of
@@ -38,12 +39,20 @@ _TWO_SAMPLE = 2000
 
 
 def training_cases(
-    cohort: Cohort, plan: ExperimentPlan, *, regions: RegionSettings, allow_missing: bool
+    cohort: Cohort,
+    plan: ExperimentPlan,
+    *,
+    regions: RegionSettings,
+    allow_missing: bool,
+    only: Collection[str] | None = None,
+    without: Collection[str] = (),
 ) -> list[TrainingCase]:
-    """Return all cases of a cohort, prepared and encoded."""
+    """Return the cases of a cohort, prepared and encoded: of all subjects, of some or without."""
     protocol = plan.protocol
     cases = []
-    for index in range(len(cohort.source)):
+    for index, subject in enumerate(cohort.source.subjects):
+        if subject in without or (only is not None and subject not in only):
+            continue
         prepared = prepare(
             cohort.source[index],
             channels=protocol.channels,
@@ -115,15 +124,47 @@ def train_members(plan: ExperimentPlan, name: str, out: Path, *, key: str) -> li
     if missing and pretext is not None:
         cases = unlabelled_cases(cohorts, plan, regions=regions)
     elif missing:
+        held = held_out_subjects(plan, name)
         cases = [
             case
             for cohort in cohorts
-            for case in training_cases(cohort, plan, regions=regions, allow_missing=True)
+            for case in training_cases(
+                cohort, plan, regions=regions, allow_missing=True, without=held
+            )
         ]
     if missing:
         for member in missing:
             _train_member(plan, name, cases, member=member, out=out, key=key)
     return folders
+
+
+def shared_regions(cohort: Cohort, plan: ExperimentPlan) -> tuple[str, ...]:
+    """Return the target's regions that a data set of a source marks, too."""
+    return tuple(name for name in plan.protocol.regions.names if name in cohort.definition)
+
+
+def held_out_subjects(plan: ExperimentPlan, name: str) -> frozenset[str]:
+    """Return the subjects that no member of source ``name`` is trained on.
+
+    ``protocol.forgetting`` of each data set of the source that shares a region with the target, the
+    first by a hash of seed and name: the same ones for every member, shard and resumed run.
+
+    Raises
+    ------
+    DataError
+        A data set is too small to give so many.
+    """
+    n = plan.protocol.forgetting
+    if n == 0 or name in plan.pretraining:
+        return frozenset()
+    held: set[str] = set()
+    for cohort in plan.sources[name]:
+        if shared_regions(cohort, plan):
+            split = split_by_subject(
+                cohort.source, seed=plan.protocol.seed, sizes={"held": n}, rest="train"
+            )
+            held |= set(split.subjects_of("held"))
+    return frozenset(held)
 
 
 def regions_of(plan: ExperimentPlan, name: str) -> RegionSettings:
@@ -144,15 +185,15 @@ def make_source(plan: ExperimentPlan, name: str, out: Path, *, key: str) -> Sour
     networks = [load_model(folder).network for folder in folders]
     kernels = harvest(networks, settings=HarvestSettings())
     # Fitting and comparing priors takes minutes, which an experiment without them need not wait.
-    asked = any(arm.method.method == "dwp" and name in arm.sources for arm in plan.arms)
+    asked = any(arm.method.method in WITH_PRIOR and name in arm.sources for arm in plan.arms)
     priors = _fit(plan, name, kernels, out / "priors" / name) if asked else {}
     return Source(
         network=networks[0],
+        networks=networks,
         regions=regions_of(plan, name),
         kernels=kernels,
         priors=priors.get(None),
         named_priors={prior: fitted for prior, fitted in priors.items() if prior is not None},
-        members=networks,
     )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from medseg.experiment.cell import Cell
 from medseg.experiment.decisions import decision_row
+from medseg.experiment.forgetting import write_forgetting
 from medseg.experiment.pairs import ArmScores, number, paired_rows, rank_rows
 from medseg.experiment.statistics import bootstrap_mean_interval
 from medseg.io.atomic import read_table, write_table
@@ -50,6 +51,7 @@ def write_tables(cells: Sequence[Cell], out: Path, *, seed: int) -> None:
     known = [row for row in decisions if row is not None]
     write_table(out / "decisions.tsv", known, columns=None if known else _ARM)
     write_table(out / "reliability.tsv", _reliability(cells, out))
+    write_forgetting([out / "cells" / cell.identifier for cell in cells], out, seed=seed)
 
 
 def _grouped(rows: Sequence[dict[str, str]]) -> dict[tuple[str, ...], list[dict[str, str]]]:

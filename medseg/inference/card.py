@@ -19,6 +19,7 @@ def model_card(spec: dict[str, Any], *, n_weights: int) -> str:
     regions, preprocess = spec["regions"], spec["preprocess"]
     architecture = spec["architecture"]
     kind = "variational" if spec["variational"] else "deterministic"
+    several = f"{spec['members']} members, each a " if spec.get("members", 1) > 1 else ""
     missing = "may be absent, one or several" if spec["allow_missing"] else "are all needed"
     lines = [
         f"# Segmentation model, method `{spec['method']}`",
@@ -35,7 +36,7 @@ def model_card(spec: dict[str, Any], *, n_weights: int) -> str:
             "training data"
             for name in regions["names"]
         ),
-        f"- Network: {kind} {architecture['dims']}D U-Net, widths "
+        f"- Network: {several}{kind} {architecture['dims']}D U-Net, widths "
         f"{'-'.join(map(str, architecture['widths']))}, {n_weights:,} numbers; logits divided by "
         f"temperature {spec['temperature']:g}.",
         "",

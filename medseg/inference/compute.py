@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from medseg.inference.engines.auto import CANDIDATES, choose_engine, region_masks
 from medseg.inference.engines.eager import EagerEngine
 from medseg.inference.engines.engine import Engine, EngineChoice, make_engine
+from medseg.inference.ensemble import Ensemble
 from medseg.inference.model import Model
 from medseg.inference.settings import PredictSettings
 from medseg.networks.precision import native_bf16
@@ -50,7 +51,8 @@ def engine_for(model: Model, image: Image, *, settings: PredictSettings) -> Engi
         Its network is on the device of the settings. The engine is kept with it and made again when
         its weights are others.
     image : Tensor, shape (c, x, y, z)
-        A prepared case; where the engine is "auto", engines are compared on the middle of it.
+        A prepared case; where the engine is "auto", engines are compared on the middle of it. The
+        members of an ensemble are computed by torch whatever is asked for.
     settings : PredictSettings
 
     Raises
@@ -59,6 +61,12 @@ def engine_for(model: Model, image: Image, *, settings: PredictSettings) -> Engi
         The engine is not installed, or has no such precision.
     """
     network = model.network
+    if isinstance(network, Ensemble) and settings.engine not in ("auto", "eager"):
+        log.warning(
+            "engine %s is made for one network: torch computes the %d members of an ensemble",
+            settings.engine,
+            len(network.members),
+        )
     # A full sample has other weights each time; networks of other makers stay as they are.
     full = model.spec.variational is not None and settings.posterior == "full"
     if settings.engine == "eager" or full or not isinstance(network, UNet):

@@ -18,6 +18,7 @@ from medseg import __version__
 from medseg.data.regions import RegionSettings
 from medseg.errors import ModelError
 from medseg.inference.card import model_card
+from medseg.inference.ensemble import joined
 from medseg.inference.posterior import Head
 from medseg.io.atomic import atomic_path, file_sha256, write_json, write_text
 from medseg.networks.unet import UNet, UNetSettings
@@ -51,6 +52,8 @@ class ModelSpec:
         Whether the network was trained to do without some channels.
     variational : VariationalSettings or None
         None for a deterministic network.
+    members : int
+        Networks in it, all of this architecture; their samples are mixed.
     has_share : bool
         A distilled network: half of its outputs tell how far the networks agree that it learned
         from, see :class:`medseg.inference.posterior.Head`.
@@ -69,6 +72,7 @@ class ModelSpec:
     preprocess: PreprocessSettings
     allow_missing: bool = False
     variational: VariationalSettings | None = None
+    members: int = Field(default=1, ge=1)
     has_share: bool = False
     method: str
     temperature: float = Field(default=1.0, gt=0)
@@ -83,6 +87,8 @@ class ModelSpec:
             )
         if self.has_share and (self.variational is not None or self.regions.mode != "regions"):
             raise ValueError("has_share is for deterministic networks of sigmoid regions")
+        if self.has_share and self.members > 1:
+            raise ValueError("has_share is for one network, not for several members")
         outputs = self.regions.channels * (2 if self.has_share else 1)
         if outputs != self.architecture.out_channels:
             raise ValueError(
@@ -191,9 +197,13 @@ def build_network(spec: ModelSpec) -> nn.Module:
     Torch's global generator is left as it was.
     """
     with seeded_torch(0, "weights to be replaced"):
-        network: nn.Module = UNet(spec.architecture)
-        if spec.variational is not None:
-            network = to_variational(network, settings=spec.variational)
+        return joined([_build_member(spec) for _ in range(spec.members)])
+
+
+def _build_member(spec: ModelSpec) -> nn.Module:
+    network: nn.Module = UNet(spec.architecture)
+    if spec.variational is not None:
+        network = to_variational(network, settings=spec.variational)
     return network
 
 

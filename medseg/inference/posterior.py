@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from medseg.data.regions import RegionSettings, decode
 from medseg.inference.engines.torch_fast import PRECISIONS, TorchEngine
+from medseg.inference.ensemble import members_of
 from medseg.inference.focused import FocusedPosterior
 from medseg.inference.predictor import Engine, SlidingWindow
 from medseg.inference.settings import PredictSettings
@@ -93,8 +94,9 @@ class PreparedPrediction:
 
 
 def sample_count(network: nn.Module, settings: PredictSettings) -> int:
-    """Return how many samples a network is worth: one where no weight is random."""
-    return settings.samples if variational_layers(network) else 1
+    """Return how many samples a network is worth: one for each member where no weight is random."""
+    members = len(members_of(network))
+    return max(settings.samples, members) if variational_layers(network) else members
 
 
 def sample_probabilities(
@@ -108,7 +110,8 @@ def sample_probabilities(
     """Yield the probabilities (n, x, y, z) of one posterior sample after the other.
 
     All windows of a volume see the same weights, so that a sample is one function. A deterministic
-    network yields once.
+    network yields once. Samples go round the members of an ensemble, each at least once: sample k
+    is of member k modulo their number, its weights drawn anew where they are random.
 
     Parameters
     ----------
@@ -122,53 +125,77 @@ def sample_probabilities(
     engine : callable, optional
         Computes faster what the network computes with its mean weights.
     """
-    device = next((weight.device for weight in network.parameters()), torch.device("cpu"))
+    samplers = [
+        _Sampler(member, image, head=head, settings=settings, engine=engine)
+        for member in members_of(network)
+    ]
+    for index in range(sample_count(network, settings)):
+        yield samplers[index % len(samplers)].sample(index)
 
-    def predictor(what: Engine) -> SlidingWindow:
-        return SlidingWindow(
-            what,
-            mode=head.regions.mode,
-            dims=head.dims,
-            temperature=head.temperature,
-            device=device,
-            dtype=resolve_precision(settings.precision, device),
-            settings=settings,
-        )
 
-    if not variational_layers(network):
-        yield _evaluated(network, predictor(engine or network), image)
-        return
-    generators = (
-        torch_generator(settings.seed, "posterior sample", index)
-        for index in range(settings.samples)
-    )
-    windows = predictor(network)
+class _Sampler:
+    """Draws the samples of one network, and keeps what they share."""
 
-    def seen(image: Image) -> Tensor:
+    def __init__(
+        self,
+        network: nn.Module,
+        image: Image,
+        *,
+        head: Head,
+        settings: PredictSettings,
+        engine: Engine | None,
+    ) -> None:
+        self._network, self._image, self._settings = network, image, settings
+        self._head, self._engine = head, engine
+        device = next((weight.device for weight in network.parameters()), torch.device("cpu"))
+        self._device = device
+        self._windows = self._predictor(network)
+        self._focused: FocusedPosterior | None = None
+
+    def sample(self, index: int) -> Tensor:
+        """Return the probabilities (n, x, y, z) of sample ``index`` of all."""
+        network, settings = self._network, self._settings
+        if not variational_layers(network):
+            return self._mean()
+        generator = torch_generator(settings.seed, "posterior sample", index)
+        if settings.posterior == "full":
+            # Held for one volume only: the caller may use the network meanwhile.
+            with torch.no_grad(), sampled_weights(network, generator):
+                return self._seen(self._image)
+        if self._focused is None:
+            self._focused = FocusedPosterior(
+                network,
+                self._image,
+                mean=self._mean(),
+                predict=self._seen,
+                mode=self._head.regions.mode,
+            )
+        return self._focused.sample(generator)
+
+    def _mean(self) -> Tensor:
+        predictor = self._predictor(self._engine or self._network)
+        return _evaluated(self._network, predictor, self._image)
+
+    def _seen(self, image: Image) -> Tensor:
         """See an image with the weights of the moment, as fast as torch can."""
-        if settings.engine != "eager" and isinstance(network, UNet):
+        network, windows = self._network, self._windows
+        if self._settings.engine != "eager" and isinstance(network, UNet):
             # Windows keep what they learned of the memory; only the weights are others.
-            precision = PRECISIONS[resolve_precision(settings.precision, device)]
-            windows.network = TorchEngine(network, precision=precision, device=device)
+            precision = PRECISIONS[resolve_precision(self._settings.precision, self._device)]
+            windows.network = TorchEngine(network, precision=precision, device=self._device)
             windows.dtype = torch.float32
         return _evaluated(network, windows, image)
 
-    if settings.posterior == "full":
-        for generator in generators:
-            # Held for one volume only, never across a yield: the caller may use the network
-            # meanwhile.
-            with torch.no_grad(), sampled_weights(network, generator):
-                probabilities = seen(image)
-            yield probabilities
-        return
-    focused = FocusedPosterior(
-        network,
-        image,
-        mean=_evaluated(network, predictor(engine or network), image),
-        predict=seen,
-        mode=head.regions.mode,
-    )
-    yield from map(focused.sample, generators)
+    def _predictor(self, what: Engine) -> SlidingWindow:
+        return SlidingWindow(
+            what,
+            mode=self._head.regions.mode,
+            dims=self._head.dims,
+            temperature=self._head.temperature,
+            device=self._device,
+            dtype=resolve_precision(self._settings.precision, self._device),
+            settings=self._settings,
+        )
 
 
 def _evaluated(network: nn.Module, predictor: SlidingWindow, image: Image) -> Tensor:

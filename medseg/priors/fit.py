@@ -14,6 +14,7 @@ from medseg.errors import ConfigError, PriorError
 from medseg.generative.base import GenerativeBase
 from medseg.generative.catalog import KINDS, make_model
 from medseg.generative.fitting import FitRecord
+from medseg.priors.anchored import AnchoredPrior
 from medseg.priors.gaussian import DiagonalGaussian, FullGaussian, SourceCentredGaussian
 from medseg.priors.harvest import layer_kernels
 from medseg.priors.kernel_set import KernelSet
@@ -215,6 +216,37 @@ def source_centred_priors(network: nn.Module, *, relative_std: float) -> LayerPr
         rms = kernels.double().square().mean().sqrt().float()
         priors[name] = SourceCentredGaussian(kernels, relative_std * rms)
     return LayerPriors(priors, provenance={"kind": "source_centred", "relative_std": relative_std})
+
+
+def anchored_priors(
+    anchors: LayerPriors, learned: LayerPriors, *, share: float = 0.9
+) -> LayerPriors:
+    """Return the mixture of two tables of priors, layer by layer.
+
+    Parameters
+    ----------
+    anchors : LayerPriors
+        Of :class:`SourceCentredGaussian`, as from ``source_centred_priors``.
+    learned : LayerPriors
+        For the same layers.
+    share : float
+        Start of the weight of the source's part, above 0 and below 1.
+
+    Raises
+    ------
+    PriorError
+        An anchor is no Gaussian around a source, or a layer has no learned prior.
+    """
+    mixed: dict[str, FilterPrior] = {}
+    for name in anchors.layers:
+        anchor = anchors.prior_for(name)
+        if not isinstance(anchor, SourceCentredGaussian):
+            raise PriorError(
+                f"An anchor is a Gaussian around source kernels, but that of layer {name!r} is a "
+                f"{type(anchor).__name__}."
+            )
+        mixed[name] = AnchoredPrior(anchor, learned.prior_for(name), share=share)
+    return LayerPriors(mixed, provenance={"kind": "anchored", "learned": learned.hash})
 
 
 def _units(kernels: KernelSet, grouping: str) -> dict[str, list[str]]:

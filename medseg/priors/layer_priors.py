@@ -14,6 +14,7 @@ from medseg.generative.base import GenerativeBase
 from medseg.generative.catalog import restore_model
 from medseg.generative.storage import content_hash, read_folder, write_folder
 from medseg.generative.vae import Encoder
+from medseg.priors.anchored import AnchoredPrior
 from medseg.priors.gaussian import DiagonalGaussian, FullGaussian, SourceCentredGaussian
 from medseg.priors.learned import LearnedPrior, VaePrior, learned_prior
 from medseg.priors.prior import FilterPrior, meaning_of
@@ -142,14 +143,8 @@ class LayerPriors(nn.Module):
         rows = self.describe()
         models, encoders = _Numbered(), _Numbered()
         for i, row in enumerate(rows):
-            prior = self.prior_for(str(row["layer"]))
-            if isinstance(prior, LearnedPrior):
-                row |= {"scale": prior.scale, "model": models.number(prior.model)}
-                members = {} if prior.condition is None else {"condition": prior.condition}
-                if isinstance(prior, VaePrior):
-                    row["inference"] = encoders.number(prior.inference)
-            else:
-                members = {name: getattr(prior, name) for name in _EXACT[str(row["kind"])][1]}
+            described, members = _pack_prior(self.prior_for(str(row["layer"])), models, encoders)
+            row |= described
             tensors |= {f"layer.{i}.{name}": value for name, value in members.items()}
         for kind, numbered in (("model", models), ("inference", encoders)):
             for number, module in enumerate(numbered.modules):
@@ -162,7 +157,28 @@ class LayerPriors(nn.Module):
 def _kind(prior: FilterPrior) -> str:
     if isinstance(prior, LearnedPrior):
         return prior.kind
+    if isinstance(prior, AnchoredPrior):
+        return "anchored"
     return next(name for name, (made, _) in _EXACT.items() if type(prior) is made)
+
+
+def _pack_prior(
+    prior: FilterPrior, models: _Numbered, encoders: _Numbered
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return what JSON holds of a prior and its own tensors; shared modules are numbered."""
+    row: dict[str, Any] = {"kind": _kind(prior)}
+    if isinstance(prior, AnchoredPrior):
+        members = {"share_logit": prior.share_logit.detach()}
+        for part in ("anchor", "learned"):
+            row[part], inner = _pack_prior(getattr(prior, part), models, encoders)
+            members |= {f"{part}.{name}": value for name, value in inner.items()}
+        return row, members
+    if isinstance(prior, LearnedPrior):
+        row |= {"scale": prior.scale, "model": models.number(prior.model)}
+        if isinstance(prior, VaePrior):
+            row["inference"] = encoders.number(prior.inference)
+        return row, {} if prior.condition is None else {"condition": prior.condition}
+    return row, {name: getattr(prior, name) for name in _EXACT[row["kind"]][1]}
 
 
 class _Numbered:
@@ -185,14 +201,21 @@ def _unpack(tensors: dict[str, Tensor], description: dict[str, Any]) -> LayerPri
         for number, described in enumerate(description["models"])
     ]
     encoders: dict[int, Encoder] = {}
-    priors: dict[str, FilterPrior] = {}
-    for i, row in enumerate(description["layers"]):
-        members = _under(tensors, f"layer.{i}.")
+
+    def restored(row: dict[str, Any], members: dict[str, Tensor]) -> FilterPrior:
+        if row["kind"] == "anchored":
+            anchor, learned = (
+                restored(row[part], _under(members, f"{part}.")) for part in ("anchor", "learned")
+            )
+            if not isinstance(anchor, SourceCentredGaussian):
+                raise TypeError(f"an anchor of kind {row['anchor']['kind']}")
+            mixed = AnchoredPrior(anchor, learned)
+            mixed.share_logit.data.copy_(members["share_logit"])
+            return mixed
         if row["kind"] in _EXACT:
             made, names = _EXACT[row["kind"]]
-            priors[row["layer"]] = made(*(members[name] for name in names))
-            continue
-        number = row.get("inference")
+            return made(*(members[name] for name in names))
+        number = row.get("inference", -1)
         prior = learned_prior(
             models[row["model"]],
             scale=row["scale"],
@@ -202,7 +225,12 @@ def _unpack(tensors: dict[str, Tensor], description: dict[str, Any]) -> LayerPri
         if isinstance(prior, VaePrior) and number not in encoders:
             prior.inference.load_state_dict(_under(tensors, f"inference.{number}."))
             encoders[number] = prior.inference
-        priors[row["layer"]] = prior
+        return prior
+
+    priors = {
+        row["layer"]: restored(row, _under(tensors, f"layer.{i}."))
+        for i, row in enumerate(description["layers"])
+    }
     return LayerPriors(priors, provenance=description["provenance"])
 
 

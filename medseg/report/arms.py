@@ -85,6 +85,10 @@ LOOKS: dict[str, Look] = {
         8, "DWP", "Deep weight prior: variational fine-tuning under a learned filter prior.",
         "#D55E00", "d",
     ),
+    "anchored": Look(
+        11, "Anchored", "Variational; a filter stays by its source or follows the learned prior.",
+        "#D55E00", "*",
+    ),
     "dwp_prior": Look(
         9, "DWP (prior start)", "Deep weight prior, started from filters sampled by the prior.",
         "#0072B2", "<", (4, 1.5),

@@ -28,6 +28,7 @@ from medseg.training.objectives import (
 )
 from medseg.training.pretext import PretextSettings, RelativePositionSettings
 from medseg.training.privileged import PrivilegedSettings
+from medseg.training.rehearsal import RehearsalSettings, Rehearsed, rehearsed_cases
 from medseg.training.transfer import (
     VARIATIONAL,
     MethodSettings,
@@ -107,6 +108,15 @@ def learn(
     """
     if objective is None:
         return finetune(cases, plan, method, source=source, checkpoints=checkpoints)
+    if isinstance(objective, RehearsalSettings):
+        given = MoreScans((), plan.regions) if more is None else more
+        old = rehearsed_cases(given.cases, given=given.regions, wanted=plan.regions)
+        batches = Rehearsed(
+            patch_sampler(cases, plan), patch_sampler(old, plan), share=objective.share
+        )
+        return finetune(
+            cases, plan, method, source=source, checkpoints=checkpoints, batches=batches
+        )
     _check_pair(method, objective)
     teacher, inner = None, _for_teacher(checkpoints)
     if isinstance(objective, WITH_TEACHER) and _follows(objective):
@@ -167,8 +177,8 @@ def _with_lesson(
                 hint="Give a source model, or use method 'ri'.",
             )
         fresh = load_source(network, source, plan.regions)
-    if isinstance(objective, DistillationSettings):
-        raise TrainingError("A distillation has no lesson of its own.")
+    if isinstance(objective, DistillationSettings | RehearsalSettings):
+        raise TrainingError(f"Objective {objective.kind!r} has no lesson of its own.")
     taught = lesson(
         objective,
         network,

@@ -1,6 +1,7 @@
 """What a training minimises."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -101,6 +102,29 @@ class SegmentationObjective:
         return loss, record
 
 
+@dataclass(eq=False)
+class Held:
+    """A weight without a posterior, and the Gaussian that is its prior.
+
+    Parameters
+    ----------
+    value, mean : Tensor
+        The weight, and where it is held.
+    std : float
+        Above 0, in the unit of the weight.
+    """
+
+    value: Tensor
+    mean: Tensor
+    std: float
+
+    def nats(self) -> Tensor:
+        """Return minus the log density but for its constant, a scalar in nats."""
+        # The training strategy may have moved the weight since.
+        self.mean = self.mean.to(self.value.device)
+        return 0.5 * ((self.value - self.mean) / self.std).square().sum()
+
+
 class VariationalObjective:
     """Negative evidence lower bound per scored output, plus a Dice utility kept apart from it.
 
@@ -118,6 +142,8 @@ class VariationalObjective:
         :func:`medseg.variational.elbo.elbo_terms`.
     seed : int
         Of all noise.
+    held : sequence of Held
+        Weights without a posterior that a prior holds: their maximum a posteriori is sought.
     """
 
     def __init__(
@@ -130,8 +156,10 @@ class VariationalObjective:
         elbo: ElboSettings,
         observations: tuple[int, int, float],
         seed: int,
+        held: Sequence[Held] = (),
     ) -> None:
         self.extra: nn.Module | None = priors
+        self._held = held
         self._network, self._priors = network, priors
         self._mode: Mode = mode
         self._loss, self._elbo, self._seed = loss, elbo, seed
@@ -148,6 +176,8 @@ class VariationalObjective:
             generator=torch_generator(self._seed, "kl", step),
             fraction=self._elbo.kl_fraction,
         )
+        if self._held:
+            kl = kl + torch.stack([held.nats() for held in self._held]).sum()
         bound = elbo_terms(
             nats,
             kl,

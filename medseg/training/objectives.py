@@ -34,6 +34,7 @@ from medseg.training.pretext import (
     RelativePositionSettings,
 )
 from medseg.training.privileged import PrivilegedObjective, PrivilegedSettings
+from medseg.training.rehearsal import RehearsalSettings
 from medseg.training.sharing import (
     HardSharingSettings,
     SharingNetwork,
@@ -51,11 +52,12 @@ ObjectiveSettings = Annotated[
     | HardSharingSettings
     | SoftSharingSettings
     | PrivilegedSettings
-    | DistillationSettings,
+    | DistillationSettings
+    | RehearsalSettings,
     Field(discriminator="kind"),
 ]
 #: These learn from more scans than those of the target.
-WITH_SCANS = (CoLearningSettings, HardSharingSettings, SoftSharingSettings)
+WITH_SCANS = (CoLearningSettings, HardSharingSettings, SoftSharingSettings, RehearsalSettings)
 #: These follow a network that the same method trained before.
 WITH_TEACHER = (PrivilegedSettings, DistillationSettings)
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from medseg.errors import PriorError
 from medseg.generative.catalog import KINDS, make_model
+from medseg.priors.anchored import AnchoredPrior
 from medseg.priors.fit import PRIOR_KINDS, FitPriorSettings, takes_condition
 from medseg.priors.gaussian import DiagonalGaussian, FullGaussian, SourceCentredGaussian
 from medseg.priors.layer_priors import LayerPriors
@@ -64,11 +65,17 @@ def learned(kernels: Tensor, *, kind: str, condition: Tensor | None = None) -> F
     return learned_prior(model, scale=SCALE, condition=condition)
 
 
+def anchored(kernels: Tensor, likely: FilterPrior) -> FilterPrior:
+    return AnchoredPrior(SourceCentredGaussian(kernels, torch.tensor(0.2 * SCALE)), likely)
+
+
 PRIORS: dict[str, Callable[[Tensor], FilterPrior]] = {
     "diagonal": DiagonalGaussian.fit,
     "gaussian": FullGaussian.fit,
     "gaussian, scaled": lambda kernels: FullGaussian.fit(kernels / SCALE).scaled(SCALE),
     "source-centred": lambda kernels: SourceCentredGaussian(kernels, torch.tensor(0.2 * SCALE)),
+    "anchored, gaussian": lambda kernels: anchored(kernels, FullGaussian.fit(kernels)),
+    "anchored, vae": lambda kernels: anchored(kernels, learned(kernels, kind="vae")),
     **{kind: functools.partial(learned, kind=kind) for kind in QUICK},
     **{
         f"{kind}, conditioned": functools.partial(

@@ -14,12 +14,12 @@ from medseg.data.training_set import PatchSampler
 from medseg.errors import TrainingError
 from medseg.priors.fit import FitPriorSettings, fit_priors
 from medseg.priors.harvest import layer_kernels
+from medseg.training.finish import interpolate
 from medseg.training.transfer import (
     VARIATIONAL,
     MethodSettings,
     Source,
     finetune,
-    interpolate,
     load_source,
     new_network,
 )
@@ -335,5 +335,5 @@ def test_labels_tell_variants_apart():
     assert labels == ["gaussian", "dwp", "dwp_prior", "dwp_resampled"]
     named = [MethodSettings(method="dwp", prior="gmm", init=i).label for i in ("source", "prior")]
     assert named == ["dwp_gmm", "dwp_gmm_prior"]
-    with pytest.raises(ValidationError, match="prior belongs to method dwp"):
+    with pytest.raises(ValidationError, match="prior belongs to the methods dwp"):
         MethodSettings(method="pr", prior="gmm")

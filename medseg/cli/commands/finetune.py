@@ -15,12 +15,14 @@ def finetune(
         ),
     ],
     out: Annotated[Path, typer.Option(help="Model folder to write.")],
-    method: Annotated[str, typer.Option(help="ri, pr, prf, l2sp, wise, gaussian or dwp.")] = "dwp",
+    method: Annotated[
+        str, typer.Option(help="ri, pr, prf, l2sp, wise, gaussian, dwp or anchored.")
+    ] = "dwp",
     source: Annotated[
-        Path | None,
+        list[Path] | None,
         typer.Option(
             help="Source model folder. With a folder of scans, architecture, channels and "
-            "preprocessing are those of the source."
+            "preprocessing are those of the source. Given again: its other members."
         ),
     ] = None,
     prior: Annotated[Path | None, typer.Option(help="Filter prior, for dwp.")] = None,
@@ -59,7 +61,8 @@ def finetune(
     arm = load_arm(method, options or (), objective=objective, scans=scans)
     chosen = arm.method
     _check_needs(chosen.method, source=source, prior=prior)
-    model = None if source is None else load_model(source)
+    models = [load_model(folder) for folder in source or ()]
+    model = models[0] if models else None
     command = f"medseg finetune {data}"
     if Path(data).is_dir():
         spec = None if model is None else model.spec
@@ -73,7 +76,7 @@ def finetune(
         plan = load_plan(data, overrides or (), command=command)
     begin(out)
     log.info("%s: %d cases (%s)", plan.title, len(plan.target.source), plan.target.source.name)
-    loaded = None if model is None else source_from(model, prior=prior, kernels=kernels)
+    loaded = None if model is None else source_from(*models, prior=prior, kernels=kernels)
     finetune_target(
         plan,
         chosen,
@@ -86,16 +89,16 @@ def finetune(
     typer.echo(str(out))
 
 
-def _check_needs(method: str, *, source: Path | None, prior: Path | None) -> None:
+def _check_needs(method: str, *, source: list[Path] | None, prior: Path | None) -> None:
     from medseg.errors import ConfigError
 
-    if method != "ri" and source is None:
+    if method != "ri" and not source:
         raise ConfigError(
             f"--method {method} transfers from a source model, but --source is not given.",
             hint="Train one with `medseg train`, or take --method ri.",
         )
-    if method == "dwp" and prior is None:
+    if method in ("dwp", "anchored") and prior is None:
         raise ConfigError(
-            "--method dwp needs a filter prior, but --prior is not given.",
+            f"--method {method} needs a filter prior, but --prior is not given.",
             hint="Make one with `medseg harvest` and `medseg fit-prior`.",
         )

@@ -1,0 +1,43 @@
+"""What a method makes of a network after its training, and of several networks."""
+
+import copy
+
+import torch
+from torch import nn
+
+from medseg.training.method import MethodSettings, Source, TrainingPlan
+from medseg.training.start import load_source, new_network
+
+
+def after_training(
+    network: nn.Module, plan: TrainingPlan, method: MethodSettings, *, source: Source | None
+) -> nn.Module:
+    """Return what a method makes of a network that was trained as ``method.trained_as``.
+
+    That is the network itself, or for ``wise`` a copy moved back towards the source.
+    """
+    if method.method != "wise" or source is None:
+        return network
+    start = new_network(plan.architecture, seed=plan.seed)
+    fresh = load_source(start, source, plan.regions)
+    moved = copy.deepcopy(network)
+    interpolate(moved, start, share=method.wise_share, skip=fresh)
+    return moved
+
+
+@torch.no_grad()
+def interpolate(
+    network: nn.Module, start: nn.Module, *, share: float, skip: tuple[str, ...] = ()
+) -> None:
+    """Move the weights ``share`` of the way from where they are to those of ``start``.
+
+    A fresh head has no source to go back to and is left out by ``skip``.
+
+    References
+    ----------
+    Wortsman et al. 2022, "Robust fine-tuning of zero-shot models", section 3.
+    """
+    before = dict(start.named_parameters())
+    for name, value in network.named_parameters():
+        if not (skip and name.startswith(skip)):
+            value.lerp_(before[name].to(value.device), share)

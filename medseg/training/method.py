@@ -1,0 +1,152 @@
+"""Methods of transfer: what is kept of the source, and what holds on to it.
+
+============  ======================================================================================
+method        what it does
+============  ======================================================================================
+``ri``        random initialisation: no transfer
+``pr``        source weights, all are trained (plain fine-tuning)
+``prf``       source weights, only the input and output blocks are trained
+``l2sp``      ``pr`` with a squared penalty to the source weights (Li et al. 2018)
+``wise``      ``pr``, then weights part of the way back to the source (Wortsman et al. 2022)
+``gaussian``  variational, prior is a Gaussian around the source weights (Krishnan et al. 2020)
+``dwp``       variational, prior over filters learned from the source networks (Atanov et al. 2019)
+``anchored``  variational, a filter stays by its source or follows the learned prior of ``dwp``
+============  ======================================================================================
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from pydantic import Field, model_validator
+from torch import nn
+
+from medseg.data.regions import RegionSettings
+from medseg.data.training_set import AugmentSettings, PatchSettings
+from medseg.losses.segmentation import LossSettings
+from medseg.networks.unet import UNetSettings
+from medseg.priors.kernel_set import KernelSet
+from medseg.priors.layer_priors import LayerPriors
+from medseg.seeding import derive_seed
+from medseg.settings import settings
+from medseg.training.loop import TrainingSettings
+from medseg.variational.elbo import ElboSettings
+from medseg.variational.settings import VariationalSettings
+
+MethodName = Literal["ri", "pr", "prf", "l2sp", "wise", "gaussian", "dwp", "anchored"]
+VARIATIONAL: tuple[MethodName, ...] = ("gaussian", "dwp", "anchored")
+#: Methods that need a filter prior.
+WITH_PRIOR: tuple[MethodName, ...] = ("dwp", "anchored")
+
+
+@settings
+class MethodSettings:
+    """One method of transfer and its numbers."""
+
+    method: MethodName
+    #: Networks trained with seeds of their own, whose probabilities are averaged (Lakshminarayanan
+    #: et al. 2017); each starts from another source network where there are several.
+    members: int = Field(default=1, ge=1)
+    #: Where the posterior means of ``dwp`` start: the source weights, samples of the prior, or
+    #: source kernels drawn at random.
+    init: Literal["source", "prior", "resampled"] = "source"
+    #: Name of the filter prior of ``dwp`` and ``anchored`` in an experiment: one of
+    #: ``protocol.priors``, or a kind; by default ``protocol.prior``.
+    prior: str | None = None
+    #: Strength of the penalty of ``l2sp``, per squared unit of weight.
+    l2sp_strength: float = Field(default=0.05, ge=0)
+    #: Share of the way from the fine-tuned weights back to the source of ``wise``.
+    wise_share: float = Field(default=0.5, ge=0, le=1)
+    #: Deviation around the source of ``gaussian`` and ``anchored``, as a share of the rms of the
+    #: layer's kernels.
+    prior_relative_std: float = Field(default=0.2, gt=0)
+    #: Chance of a kernel to stay by its source that ``anchored`` starts from.
+    anchor_share: float = Field(default=0.9, gt=0, lt=1)
+    #: Posterior of the variational methods.
+    variational: VariationalSettings = VariationalSettings(estimator="weight")
+    #: Weight of their prior; a tenth of the kernels a step keeps the KL below a tenth of its time.
+    elbo: ElboSettings = ElboSettings(kl_fraction=0.1)
+
+    @model_validator(mode="after")
+    def _only_some_have_a_choice_of_prior(self) -> "MethodSettings":
+        if self.prior is not None and self.method not in WITH_PRIOR:
+            raise ValueError(
+                f"prior belongs to the methods {', '.join(WITH_PRIOR)}, but the method is "
+                f"{self.method}"
+            )
+        return self
+
+    @property
+    def label(self) -> str:
+        """Name in tables."""
+        start = None if self.init == "source" else self.init
+        several = f"x{self.members}" if self.members > 1 else None
+        return "_".join(part for part in (self.method, self.prior, start, several) if part)
+
+    @property
+    def trained_as(self) -> "MethodSettings":
+        """The method whose training each member takes: ``wise`` is ``pr`` until its last act."""
+        return MethodSettings(method="pr") if self.method == "wise" else replace(self, members=1)
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """What was learned before.
+
+    Parameters
+    ----------
+    network : Module
+        Deterministic source network, which a training starts from.
+    regions : RegionSettings
+        What its head predicts.
+    kernels : KernelSet, optional
+        Of all source networks; for ``dwp`` with resampled kernels.
+    priors : LayerPriors, optional
+        Fitted to them; for ``dwp``.
+    named_priors : mapping of name to LayerPriors
+        Others, for a ``dwp`` that names its prior.
+    networks : sequence of Module
+        All source networks, ``network`` among them; empty where only that one is known.
+    """
+
+    network: nn.Module
+    regions: RegionSettings
+    kernels: KernelSet | None = None
+    priors: LayerPriors | None = None
+    named_priors: Mapping[str, LayerPriors] = field(default_factory=dict)
+    networks: Sequence[nn.Module] = ()
+
+    def member(self, number: int) -> "Source":
+        """Return the source as member ``number`` starts from it: of several networks the next."""
+        if number == 0 or len(self.networks) < 2:
+            return self
+        first = next((i for i, one in enumerate(self.networks) if one is self.network), 0)
+        return replace(self, network=self.networks[(first + number) % len(self.networks)])
+
+    def priors_for(self, method: MethodSettings) -> LayerPriors | None:
+        """Return the filter priors that a method asks for, if they are there."""
+        return self.priors if method.prior is None else self.named_priors.get(method.prior)
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """What is the same for all methods: architecture, regions, patches, loss, steps, seed.
+
+    ``channels`` and ``spacing_mm`` are those of the cases; painted lesions must fit them.
+    """
+
+    architecture: UNetSettings
+    regions: RegionSettings
+    patch: PatchSettings
+    augment: AugmentSettings
+    loss: LossSettings
+    training: TrainingSettings
+    seed: int
+    channels: tuple[str, ...] = ()
+    spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)
+
+    def member(self, number: int) -> "TrainingPlan":
+        """Return the plan of one member: the first has the seed of a single network."""
+        if number == 0:
+            return self
+        return replace(self, seed=derive_seed(self.seed, "member", number))

@@ -1,0 +1,66 @@
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+
+from medseg.data.regions import RegionSettings
+from medseg.data.training_set import Batch, TrainingCase
+from medseg.errors import TrainingError
+from medseg.training.rehearsal import Rehearsed, rehearsed_cases
+
+WANTED = RegionSettings(names=("core", "whole"))
+
+
+@dataclass
+class Numbered:
+    """Batches that only say who was asked, and for which."""
+
+    name: str
+
+    def batch(self, step: int) -> Batch:
+        return (self.name, step)  # type: ignore[return-value]
+
+
+def case(known: tuple[bool, ...]) -> TrainingCase:
+    n = len(known)
+    return TrainingCase(
+        identifier="one",
+        subject="one",
+        image=torch.zeros(1, 2, 2, 2),
+        present=torch.ones(1, dtype=torch.bool),
+        target=torch.arange(n).view(n, 1, 1, 1).expand(n, 2, 2, 2).float(),
+        known=torch.tensor(known),
+        brain=torch.ones(2, 2, 2, dtype=torch.bool),
+        has_background=False,
+    )
+
+
+@pytest.mark.parametrize("share", [0.1, 1 / 3, 0.5, 0.85])
+def test_each_sampler_is_asked_for_every_batch_once_and_in_order(share: float) -> None:
+    mixed = Rehearsed(Numbered("target"), Numbered("source"), share)
+    asked = [mixed.batch(step) for step in range(200)]
+    for name in ("target", "source"):
+        mine = [entry for entry in asked if entry[0] == name]  # type: ignore[index]
+        assert mine == [(name, number) for number in range(len(mine))]
+    for length in (50, 200):
+        of_source = sum(entry[0] == "source" for entry in asked[:length])  # type: ignore[index]
+        assert abs(of_source - share * length) <= 1
+
+
+def test_targets_come_in_the_order_of_the_target() -> None:
+    given = RegionSettings(names=("lesion", "whole", "core"))
+    (found,) = rehearsed_cases([case((False, True, True))], given=given, wanted=WANTED)
+    assert found.target[:, 0, 0, 0].tolist() == [2, 1]
+    assert found.known.tolist() == [True, True]
+
+
+def test_scans_that_know_no_region_of_the_target_are_refused() -> None:
+    given = RegionSettings(names=("core", "whole", "lesion"))
+    with pytest.raises(TrainingError, match="one"):
+        rehearsed_cases([case((False, False, True))], given=given, wanted=WANTED)
+    with pytest.raises(TrainingError, match="there is no scan"):
+        rehearsed_cases([], given=WANTED, wanted=WANTED)
+    with pytest.raises(TrainingError, match="encoded as the target"):
+        rehearsed_cases(
+            [case((True, True))], given=replace(WANTED, names=("lesion", "whole")), wanted=WANTED
+        )
