@@ -237,17 +237,14 @@ class Arm:
     ) -> None:
         from tools.nnunet.data import write_dataset
 
-        folder = self.work / "raw" / name
-        if not (folder / "dataset.json").is_file():
-            channels = self.plan.protocol.channels
-            write_dataset(
-                folder,
-                cases,
-                names=names,
-                scheme=scheme,
-                channels=channels,
-                spacing_mm=self.spacing,
-            )
+        write_dataset(
+            self.work / "raw" / name,
+            cases,
+            names=names,
+            scheme=scheme,
+            channels=self.plan.protocol.channels,
+            spacing_mm=self.spacing,
+        )
 
     def _write_source(self) -> list[str]:
         from medseg.experiment.plan import source_regions
@@ -255,7 +252,8 @@ class Arm:
         from tools.nnunet.data import make_scheme
 
         labels = self.work / "raw" / SOURCE / "labelsTr"
-        if not labels.is_dir() or not (labels.parent / "dataset.json").is_file():
+        # Written last, and worth keeping: a source may take minutes to generate.
+        if not (labels.parent / "dataset.json").is_file():
             cohorts = self.plan.sources[self.source]
             regions = source_regions(cohorts, self.plan.protocol.regions)
             cases = [
