@@ -1,6 +1,7 @@
 """What nnU-Net is given and what is taken back; nnU-Net itself need not be installed."""
 
 import json
+from argparse import Namespace
 from pathlib import Path
 
 import nibabel as nib
@@ -13,7 +14,7 @@ from medseg.data.training_set import TrainingCase
 from medseg.errors import ConfigError
 from medseg.experiment.cell import Cell
 from medseg.io.atomic import write_table
-from tools.nnunet.__main__ import made_cell, templates
+from tools.nnunet.__main__ import made_cell, suffix_of, templates
 from tools.nnunet.data import Scheme, make_scheme, write_dataset
 
 SHAPE = (5, 6, 7)
@@ -123,3 +124,13 @@ def test_a_row_of_scores_names_its_cell() -> None:
     row = {"method": "pr", "source": "both", "n": "5", "subset": "1+2", "seed": "0", "dsc": "0.5"}
     assert made_cell(row) == cell
     assert made_cell(row, method="nnunet", source="none") == Cell("nnunet", "none", 5, "1+2")
+
+
+@pytest.mark.parametrize(
+    ("times", "seconds", "name"),
+    [(1.0, None, ""), (10.0, None, "_x10"), (1.0, 7.0, "_7s"), (0.5, 7.0, "_x0.5_7s")],
+)
+def test_an_arm_with_more_time_has_another_name(
+    times: float, seconds: float | None, name: str
+) -> None:
+    assert suffix_of(Namespace(times=times, seconds=seconds)) == name

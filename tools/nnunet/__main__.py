@@ -2,7 +2,8 @@
 
 Trained on the same subsets as the arm named by --like, for the same wall time, tested on the same
 cases, scored by the same code. Writes cells into the experiment's folder and its tables anew; run
-it again after an interruption, or after the experiment went on: what is done stays done.
+it again after an interruption, or after the experiment went on: what is done stays done. On a CPU
+the same time is few steps for nnU-Net's larger network: --times 10 shows what more time brings.
 """
 
 from __future__ import annotations
@@ -41,9 +42,9 @@ def arguments() -> argparse.Namespace:
     add("run", type=Path, help="folder of a finished experiment")
     add("--like", default="pr", help="method whose subsets and times count (default: pr)")
     add("--source", help="source to pretrain on (default: the first that METHOD has)")
-    add("--seconds", type=float, help="training per cell, instead of the arm's own time")
+    add("--seconds", type=float, help="per cell, instead of the arm's own time; named _7s")
     add("--source-seconds", type=float, help="pretraining, instead of the source networks' time")
-    add("--times", type=float, default=1.0, help="multiply both times by this (default: 1)")
+    add("--times", type=float, default=1.0, help="multiply both times; such arms are named _x2")
     add("--device", default="cpu", help="cpu (default) or cuda")
     add("--peers", type=Path, required=True, help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -66,6 +67,12 @@ class Template:
     train: tuple[str, ...]
     test: tuple[str, ...]
     seconds: float
+
+
+def suffix_of(chosen: argparse.Namespace) -> str:
+    """Return what tells an arm with another time than the compared one's apart, by name."""
+    times = "" if chosen.times == 1 else f"_x{chosen.times:g}"
+    return times + ("" if chosen.seconds is None else f"_{chosen.seconds:g}s")
 
 
 def made_cell(row: dict[str, str], **changes: str) -> Cell:
@@ -178,8 +185,11 @@ class Arm:
 
     def variants(self) -> list[tuple[str, str]]:
         """Return method and source of each kind of cell."""
-        scratch = [(SCRATCH, "none")]
-        return scratch if self.source == "none" else [*scratch, (PRETRAINED, self.source)]
+        suffix = suffix_of(self.chosen)
+        scratch = [(SCRATCH + suffix, "none")]
+        if self.source == "none":
+            return scratch
+        return [*scratch, (PRETRAINED + suffix, self.source)]
 
     def job(self) -> dict[str, Any]:
         """Write the data sets and return what the worker has to do."""
@@ -207,7 +217,7 @@ class Arm:
                 "test": [key for key, case in test.items() if case.identifier in template.test],
                 "seconds": times * (self.chosen.seconds or template.seconds),
                 "seed": getattr(template.cell, "seed", 0),
-                "pretrained": variant[0] == PRETRAINED,
+                "pretrained": variant[0].startswith(PRETRAINED),
             }
             for template in self.templates
             for variant in self.variants()

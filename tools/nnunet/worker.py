@@ -114,7 +114,7 @@ def make_trainer(job: dict[str, Any], name: str, keys: list[str], seed: int) -> 
 def pretrain(job: dict[str, Any]) -> str:
     """Train on the source, once; return nnU-Net's checkpoint."""
     source = job["source"]
-    path = Path(job["results"]) / "source.pth"
+    path = Path(job["results"]) / f"source_{source['seconds']:.0f}s.pth"
     if not path.is_file():
         trainer = make_trainer(job, source["dataset"], source["keys"], source["seed"])
         rows = trainer.train_for(source["seconds"])
