@@ -44,3 +44,25 @@ prepare() {
     fail "the packages could not be installed: is the network, or the package index of pip, reachable?"
   cp pyproject.toml "$stamp"
 }
+
+# After `prepare_peers` the variable PEERS names the interpreter that has MONAI and nnU-Net. They get an
+# environment of their own with the very same torch: nnU-Net would replace ours.
+prepare_peers() {
+  local base=$PWD/.bench-peers versions stamp
+  versions=$("$PYTHON" -c '
+from importlib.metadata import version
+torch = version("torch").split("+")[0]
+_, minor, patch = torch.split(".")[:3]
+vision, monai = f"0.{int(minor) + 15}.{patch}", version("monai")
+print(f"torch=={torch}\ntorchvision=={vision}\nmonai=={monai}")')
+  PEERS=$base/venv/bin/python stamp=$base/installed
+  if [ -x "$PEERS" ] && [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$versions" ]; then return; fi
+  echo "installing the peers into .bench-peers (a few minutes the first time)" >&2
+  mkdir -p "$base"
+  printf '%s\n' "$versions" >"$base/constraints.txt"
+  "$PEERS" -c 'import pip' >/dev/null 2>&1 || "$PYTHON" -m venv "$base/venv"
+  "$PEERS" -m pip install --quiet --disable-pip-version-check \
+    --constraint "$base/constraints.txt" torch torchvision monai nnunetv2 safetensors ||
+    fail "the peers could not be installed: is the package index of pip reachable?"
+  printf '%s\n' "$versions" >"$stamp"
+}

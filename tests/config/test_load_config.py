@@ -12,7 +12,7 @@ from medseg.config.translation import TranslationConfig
 from medseg.errors import ConfigError, DataError
 
 CONFIGS = sorted(shipped_configs().rglob("*.y*ml"))
-EXPERIMENTS = [path for path in CONFIGS if path.parent.name == "experiment"]
+EXPERIMENTS = [path for path in CONFIGS if shipped_configs() / "experiment" in path.parents]
 GENERATORS = [path for path in CONFIGS if path.parent.name == "generate"]
 TRANSLATORS = [path for path in CONFIGS if path.parent.name == "translation"]
 

@@ -26,6 +26,14 @@ from medseg.data.phantom.random_contrast import (
 )
 from medseg.data.phantom.subject import Subject, grow_subject
 from medseg.data.phantom.tumour import TumourPlan, draw_tumour, paint_tumour
+from medseg.data.phantom.tumour_shapes import (
+    PlacedShape,
+    TumourShape,
+    paint_shape,
+    place_shape,
+    read_tumour_shape,
+    tumour_files,
+)
 from medseg.data.source import check_index
 from medseg.errors import ConfigError, DataError
 from medseg.scan import Case, LabelMap, Scan
@@ -34,6 +42,7 @@ from medseg.settings import settings
 
 Millimetres = Annotated[float, Field(ge=0.5, le=12.0)]
 _CACHE_BYTES = 400_000_000
+_CACHED_SHAPES = 16
 _LEAST_SHARE = 0.1
 
 logger = logging.getLogger(__name__)
@@ -66,6 +75,9 @@ class PhantomSettings:
     label_maps: Path | None = None
     #: Folder of multiple-sclerosis lesion masks in MNI space; none: generated lesions.
     lesion_masks: Path | None = None
+    #: Folder with label maps of real tumours at any depth (files *seg* or *mask*; labels as those
+    #: of disease "tumour"), whose shapes are placed in these heads; none: generated shapes.
+    tumour_masks: Path | None = None
 
     @model_validator(mode="after")
     def _knows_its_modalities(self) -> "PhantomSettings":
@@ -96,7 +108,8 @@ class PhantomSource:
     Raises
     ------
     ConfigError
-        Lesion masks are given for a disease that is not multiple sclerosis.
+        Lesion masks are given for a disease that is not multiple sclerosis, or tumour masks for
+        one that is no tumour.
     DataError
         A folder of label maps or masks is missing or holds no NIfTI file.
 
@@ -108,24 +121,28 @@ class PhantomSource:
     """
 
     def __init__(self, settings: PhantomSettings) -> None:
-        if settings.lesion_masks is not None and settings.disease != "ms":
-            raise ConfigError(
-                "lesion_masks are multiple-sclerosis lesions, but disease is "
-                f"{settings.disease!r}.",
-                hint="Leave lesion_masks out, or set disease to 'ms'.",
-            )
+        for key, disease in (("lesion_masks", "ms"), ("tumour_masks", "tumour")):
+            if getattr(settings, key) is not None and settings.disease != disease:
+                raise ConfigError(
+                    f"{key} are shapes of disease {disease!r}, but disease is "
+                    f"{settings.disease!r}.",
+                    hint=f"Leave {key} out, or set disease to {disease!r}.",
+                )
         self.settings = settings
         spacing = settings.spacing_mm
         self._spacing_mm = spacing if isinstance(spacing, tuple) else (spacing, spacing, spacing)
         self.heads = _heads_of(settings)
         self._masks = _nifti_files(settings.lesion_masks, "lesion_masks")
-        kind = "semireal" if self.heads or self._masks else "phantom"
+        folder = settings.tumour_masks
+        self._tumours = () if folder is None else tumour_files(folder)
+        kind = "semireal" if self.heads or self._masks or self._tumours else "phantom"
         self.name = f"{kind}-{settings.disease}-{settings.preset}"
         if settings.contrast == "random":
             self.name += "-random"
         self.licence = "Apache-2.0 (generator); MNI152 maps: free use with the notice kept (McGill)"
         self.citation = _citation(settings)
         self._anatomies: OrderedDict[Path | None, Anatomy] = OrderedDict()
+        self._shapes: OrderedDict[Path, TumourShape] = OrderedDict()
 
     def __len__(self) -> int:
         return self.settings.n_subjects
@@ -172,6 +189,8 @@ class PhantomSource:
             parents.append(str(_pick(self.heads, chosen.seed, index, "heads")))
         if self._masks:
             parents.append(str(_pick(self._masks, chosen.seed, index, "masks")))
+        if self._tumours:
+            parents.append(str(_pick(self._tumours, chosen.seed, index, "tumours")))
         dumped = TypeAdapter(PhantomSettings).dump_python(chosen, mode="json")
         return {
             "model": {"kind": "phantom", "settings": dumped},
@@ -204,6 +223,12 @@ class PhantomSource:
             subject = grow_subject(anatomy, deformation, numbers.anatomy, growth)
             share = self._lesion_share(index, anatomy, deformation, subject)
             return subject, make_disease(subject, share, numbers.lesions, looks)
+        if self._tumours:
+            shape = self._shape(_pick(self._tumours, self.settings.seed, index, "tumours"))
+            placing = self._rng(index, "plan")
+            placed, deformation = plan_shape(shape, anatomy, deformation, placing)
+            subject = grow_subject(anatomy, deformation, numbers.anatomy, growth)
+            return subject, paint_shape(subject, placed, numbers.lesions, looks)
         plan, deformation = plan_tumour(anatomy, deformation, numbers, self._rng(index, "plan"))
         subject = grow_subject(anatomy, deformation, numbers.anatomy, growth)
         return subject, paint_tumour(subject, plan, numbers.lesions, looks)
@@ -224,6 +249,13 @@ class PhantomSource:
             logger.warning("%s lies outside this head's white matter; lesions are drawn.", path)
         lesions = draw_lesions(subject, self._preset.lesions, rng)
         return paint_lesions(subject, lesions, rng)
+
+    def _shape(self, path: Path) -> TumourShape:
+        if path not in self._shapes:
+            self._shapes[path] = read_tumour_shape(path, self._spacing_mm)
+            while len(self._shapes) > _CACHED_SHAPES:
+                self._shapes.popitem(last=False)
+        return self._shapes[path]
 
     def _confounders(self, subject: Subject, index: int) -> tuple[Layer, ...]:
         return draw_confounders(subject, self._preset.scanner, self._rng(index, "confounders"))
@@ -282,14 +314,32 @@ def plan_tumour(
 
     Planned on the deformation's coarse grid, so that the head is sampled only once at full size.
     """
-    coarse = deformation.grid
-    maps = torch.stack([anatomy.fractions[INDEX["white"]], anatomy.depth_mm])
-    points = deformation.template_points(voxel_points(coarse))
-    white, depth_mm = sample(maps, anatomy.grid, points)
+    white, depth_mm, _ = _room(anatomy, deformation)
     plan = draw_tumour(
-        white=white, depth_mm=depth_mm, grid=coarse, numbers=numbers.lesions, rng=rng
+        white=white, depth_mm=depth_mm, grid=deformation.grid, numbers=numbers.lesions, rng=rng
     )
     return plan, deformation.pushed(plan.pushes(), depth_mm)
+
+
+def plan_shape(
+    shape: TumourShape, anatomy: Anatomy, deformation: Deformation, rng: np.random.Generator
+) -> tuple[PlacedShape, Deformation]:
+    """Return a real tumour's place and the deformation of the head after it has grown there."""
+    white, depth_mm, side_mm = _room(anatomy, deformation)
+    placed = place_shape(
+        shape, white=white, depth_mm=depth_mm, side_mm=side_mm, grid=deformation.grid, rng=rng
+    )
+    return placed, deformation.pushed(placed.pushes(), depth_mm)
+
+
+def _room(
+    anatomy: Anatomy, deformation: Deformation
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return white matter, depth and signed distance to the midline on the coarse grid."""
+    maps = torch.stack([anatomy.fractions[INDEX["white"]], anatomy.depth_mm])
+    points = deformation.template_points(voxel_points(deformation.grid))
+    white, depth_mm = sample(maps, anatomy.grid, points)
+    return white, depth_mm, points[..., 0] - float(anatomy.box_mm()[:, 0].mean())
 
 
 def _pick(paths: tuple[Path, ...], seed: int, index: int, purpose: str) -> Path:
@@ -324,4 +374,6 @@ def _citation(chosen: PhantomSettings) -> str:
         cited.append("Billot et al., Medical Image Analysis 86 (2023) 102789 (label maps)")
     if chosen.lesion_masks is not None:
         cited.append("Lesjak et al., Neuroinformatics 16 (2018) 51-63 (lesion masks)")
+    if chosen.tumour_masks is not None:
+        cited.append("Menze et al., IEEE TMI 34 (2015) 1993-2024 (tumour masks)")
     return "; ".join(cited)

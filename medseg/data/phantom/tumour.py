@@ -106,13 +106,18 @@ def draw_tumour(
     infiltration = float(rng.uniform(0.1, 0.4)) if rng.uniform() < 0.45 else 0.0
     return TumourPlan(
         foci=tuple(foci),
-        push=float(rng.uniform(0.05, 0.32)),
+        push=draw_push(rng),
         high_grade=high_grade,
         enhancing_share=0.0 if bare else share,
         rim=float(rng.uniform(*numbers.rim_fraction)),
         infiltration=infiltration,
         reach_mm=float(rng.uniform(*numbers.oedema_reach_mm)),
     )
+
+
+def draw_push(rng: np.random.Generator) -> float:
+    """Return the strength of a mass effect."""
+    return float(rng.uniform(0.05, 0.32))
 
 
 def _draw_focus(
@@ -140,6 +145,31 @@ def paint_tumour(
     level = _level_mm(subject, plan, rng)
     parts = _core_parts(subject, plan, level, rng)
     oedema = _oedema(subject, plan, level, rng)
+    return compose_tumour(subject, parts, oedema, level, numbers, rng)
+
+
+def compose_tumour(
+    subject: Subject,
+    parts: Mapping[str, FloatVolume],
+    oedema: FloatVolume,
+    level: FloatVolume,
+    numbers: LesionNumbers,
+    rng: np.random.Generator,
+) -> Disease:
+    """Return the label and the looks of a tumour whose parts are known.
+
+    Parameters
+    ----------
+    subject : Subject
+    parts : mapping of name to Tensor, shape (x, y, z)
+        Shares of "core", and of the "necrosis", "enhancing" and "solid" that make it up.
+    oedema : Tensor, shape (x, y, z)
+        Share of swollen tissue, also below the core.
+    level : Tensor, shape (x, y, z)
+        Distance to the core in mm; 0 or less inside.
+    numbers : LesionNumbers
+    rng : numpy.random.Generator
+    """
     core = parts["core"]
     label = torch.zeros(subject.grid.shape, dtype=torch.uint8)
     label[(oedema > 0.5) & subject.brain] = OEDEMA
@@ -168,10 +198,9 @@ def _core_parts(
     grid, radius = subject.grid, plan.foci[0].radius_mm
     fine = partial_volume_mm(grid)
     wave = smooth_noise(grid, correlation_mm=0.6 * radius, rng=rng)
-    allowed = torch.sigmoid(subject.depth_mm / 0.7) * (1.0 - 0.9 * subject.tissue("ventricle"))
     inner = edge(level, width_mm=fine + 0.2)
     spread = plan.infiltration * radius * (0.3 + 0.9 * wave).clamp(0.0, 1.6)
-    core = edge(level - spread, width_mm=fine + 0.6) * allowed
+    core = edge(level - spread, width_mm=fine + 0.6) * bears_core(subject)
     thickness = plan.rim * radius * (1.0 + 0.5 * _noise(grid, 0.5 * radius, rng)).clamp(0.25, 2.0)
     thickness = thickness.clamp(min=1.2)
     if not plan.high_grade:
@@ -204,13 +233,22 @@ def _oedema(
     wave = 1.0 + 0.45 * smooth_noise(subject.grid, correlation_mm=22.0, rng=rng)
     reach = plan.reach_mm * paths * wave.clamp(0.1, 2.2)
     width = partial_volume_mm(subject.grid) + 0.8
+    share = edge(level - reach, width_mm=width) * bears_oedema(subject)
+    return share * _touching(share > 0.3, level < 2.0)
+
+
+def bears_core(subject: Subject) -> FloatVolume:
+    """Return how much of each voxel a tumour's core can fill, 0 to 1."""
+    return torch.sigmoid(subject.depth_mm / 0.7) * (1.0 - 0.9 * subject.tissue("ventricle"))
+
+
+def bears_oedema(subject: Subject, *, cortex: float = 0.25) -> FloatVolume:
+    """Return how much of each voxel can swell, 0 to 1: never fluid, and little of the cortex."""
     tissue = (1.0 - subject.fluid()) * torch.sigmoid(subject.depth_mm / 0.7)
     # The falx stops what would jump between the hemispheres, except deep where fibres cross.
     side = torch.sigmoid((subject.midline_mm - 2.0) / 0.7)
     tissue = tissue * torch.maximum(side, torch.exp(-subject.ventricle_mm / 6.0))
-    tissue = tissue * (1.0 - 0.75 * subject.tissue("cortex"))
-    share = edge(level - reach, width_mm=width) * tissue.clamp(0.0, 1.0)
-    return share * _touching(share > 0.3, level < 2.0)
+    return (tissue * (1.0 - (1.0 - cortex) * subject.tissue("cortex"))).clamp(0.0, 1.0)
 
 
 def _touching(mask: torch.Tensor, seed: torch.Tensor) -> torch.Tensor:

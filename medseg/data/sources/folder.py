@@ -13,13 +13,16 @@ from medseg.scan import Case
 from medseg.settings import settings
 
 _CASE = "{case}"
+_WORD = re.compile(r"\{([a-z_]+)\}")
 
 
 @settings
 class FolderSettings:
     """Patterns relative to ``root``.
 
-    ``{case}`` stands for the case's name; ``*``, ``?`` and ``**/`` are those of a shell.
+    ``{case}`` stands for the case's name; ``*``, ``?`` and ``**/`` are those of a shell. Where
+    names come again (``Center_01/Patient_01``, ``Center_07/Patient_01``), any other word in braces
+    belongs to the name too: ``{centre}/{case}/flair.nii.gz`` gives ``Center_01_Patient_01``.
 
     Parameters
     ----------
@@ -56,7 +59,7 @@ class FolderSettings:
 
 
 def pattern_to_regex(pattern: str) -> re.Pattern[str]:
-    """Return the regular expression of a pattern with ``{case}``.
+    """Return the regular expression of a pattern with ``{case}``, a group for each word in braces.
 
     Raises
     ------
@@ -73,16 +76,17 @@ def pattern_to_regex(pattern: str) -> re.Pattern[str]:
             f"A pattern must contain {_CASE}, but it is {pattern!r}.",
             hint="Write for example '{case}/flair.nii.gz'.",
         )
-    parts = re.split(r"(\{case\}|\*\*/|\*|\?)", pattern)
     table = {"**/": "(?:[^/]+/)*", "*": "[^/]*", "?": "[^/]"}
-    first = True
+    seen: set[str] = set()
     text = ""
-    for part in parts:
-        if part == _CASE:
-            text += "(?P<case>[^/]+?)" if first else "(?P=case)"
-            first = False
-        else:
+    for part in re.split(r"(\{[a-z_]+\}|\*\*/|\*|\?)", pattern):
+        word = _WORD.fullmatch(part)
+        if word is None:
             text += table.get(part, re.escape(part))
+        else:
+            name = word.group(1)
+            text += f"(?P={name})" if name in seen else f"(?P<{name}>[^/]+?)"
+            seen.add(name)
     return re.compile(text)
 
 
@@ -100,7 +104,7 @@ def match_files(root: Path, files: list[Path], pattern: str) -> dict[str, Path]:
         found = regex.fullmatch(path.relative_to(root).as_posix())
         if not found:
             continue
-        case = found["case"]
+        case = "_".join(found.groups())
         if case in matched:
             raise DataError(
                 f"Pattern {pattern!r} must fit one file per case, but for {case!r} it fits "
@@ -117,7 +121,7 @@ class FolderSource:
     Raises
     ------
     ConfigError
-        A pattern lacks ``{case}``.
+        A pattern lacks ``{case}``, or the patterns have not the same words in braces.
     DataError
         The folder is missing, no image pattern fits any file, or one fits two files of a case.
     ScanError
@@ -153,7 +157,21 @@ class FolderSource:
         )
 
 
+def _check_words(settings: FolderSettings) -> None:
+    patterns = [*settings.images.values(), settings.label, settings.brain]
+    words = {
+        pattern: tuple(dict.fromkeys(_WORD.findall(pattern))) for pattern in patterns if pattern
+    }
+    if len(set(words.values())) > 1:
+        raise ConfigError(
+            f"All patterns must have the same words in braces in the same order, but they have "
+            f"{words}.",
+            hint="Only so do a scan and its mask get one name.",
+        )
+
+
 def _find(settings: FolderSettings) -> tuple[CaseFiles, ...]:
+    _check_words(settings)
     files = [path for path in list_files(settings.root) if is_nifti(path)]
     images = {
         name: match_files(settings.root, files, pattern)

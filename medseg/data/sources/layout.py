@@ -31,10 +31,10 @@ _MISLEADING_WORDS = {"change"}
 _VISIT = r"(?:t|ses-?|visit-?|time-?|tp)\d+"
 _VISIT_FOLDER = re.compile(rf"{_VISIT}|\d+", re.IGNORECASE)
 _VISIT_ENDING = re.compile(rf"[_-]{_VISIT}$", re.IGNORECASE)
-#: BraTS 2023 on: BraTS-GLI-<subject>-<visit>; 2017, 2018: Brats18_<site>_<subject>_<visit>.
+#: BraTS 2023 on: BraTS-GLI-<subject>-<visit>; 2017-2019: Brats18_<site>_<subject>_<visit>.
 _BRATS_ENDINGS = (
     re.compile(r"^(BraTS-[A-Z]+-\d+)-\d+$", re.IGNORECASE),
-    re.compile(r"^(Brats1[78]_.+)_\d+$", re.IGNORECASE),
+    re.compile(r"^(Brats1[789]_.+)_\d+$", re.IGNORECASE),
 )
 
 
@@ -162,7 +162,7 @@ def _folder_name(parts: tuple[str, ...], root: Path) -> str:
 
 def _other_formats(root: Path) -> str:
     for path in list_files(root):
-        if path.suffix.lower() in {".mha", ".mhd", ".nrrd", ".dcm"}:
+        if path.suffix.lower() in {".mha", ".mhd", ".nhdr", ".nrrd", ".dcm"}:
             return f"Convert {path.suffix} files such as {path.name} to NIfTI first."
     return ""
 

@@ -122,9 +122,13 @@ def test_an_index_out_of_range_is_refused(index: int) -> None:
         _ = source()[index]
 
 
-def test_lesion_masks_for_tumours_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="'tumour'"):
-        source(disease="tumour", lesion_masks=tmp_path)
+@pytest.mark.parametrize(
+    ("disease", "key"),
+    [("tumour", "lesion_masks"), ("ms", "tumour_masks"), ("healthy", "tumour_masks")],
+)
+def test_masks_of_another_disease_are_refused(tmp_path: Path, disease: str, key: str) -> None:
+    with pytest.raises(ConfigError, match=f"{key}.*'{disease}'"):
+        source(disease=disease, **{key: tmp_path})
 
 
 @pytest.mark.parametrize("key", ["label_maps", "lesion_masks"])

@@ -1,0 +1,371 @@
+"""Adds nnU-Net v2 to a finished experiment: methods nnunet (from scratch) and nnunet_pretrained.
+
+Trained on the same subsets as the arm named by --like, for the same wall time, tested on the same
+cases, scored by the same code. Writes cells into the experiment's folder and its tables anew; run
+it again after an interruption, or after the experiment went on: what is done stays done. On a CPU
+the same time is few steps for nnU-Net's larger network: --times 10 shows what more time brings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from medseg.data.training_set import TrainingCase
+    from medseg.experiment.cell import Cell
+    from medseg.experiment.plan import ExperimentPlan
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRATCH, PRETRAINED = "nnunet", "nnunet_pretrained"
+TARGET, SOURCE = "Dataset501_target", "Dataset502_source"
+
+log = logging.getLogger("tools.nnunet")
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="tools/nnunet_arm",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("run", type=Path, help="folder of a finished experiment")
+    add("--like", default="pr", help="method whose subsets and times count (default: pr)")
+    add("--source", help="source to pretrain on (default: the first that METHOD has)")
+    add("--seconds", type=float, help="per cell, instead of the arm's own time; named _7s")
+    add("--source-seconds", type=float, help="pretraining, instead of the source networks' time")
+    add("--times", type=float, default=1.0, help="multiply both times; such arms are named _x2")
+    add("--device", default="cpu", help="cpu (default) or cuda")
+    add("--peers", type=Path, required=True, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+@dataclass(frozen=True)
+class Template:
+    """A cell of the arm that is compared with.
+
+    Parameters
+    ----------
+    cell : Cell
+    train, test : tuple of str
+        Subjects it was trained on, identifiers of the cases it was tested on.
+    seconds : float
+        Its training.
+    """
+
+    cell: Cell
+    train: tuple[str, ...]
+    test: tuple[str, ...]
+    seconds: float
+
+
+def suffix_of(chosen: argparse.Namespace) -> str:
+    """Return what tells an arm with another time than the compared one's apart, by name."""
+    times = "" if chosen.times == 1 else f"_x{chosen.times:g}"
+    return times + ("" if chosen.seconds is None else f"_{chosen.seconds:g}s")
+
+
+def made_cell(row: dict[str, str], **changes: str) -> Cell:
+    """Return the cell that a row of scores belongs to."""
+    from medseg.experiment.cell import Cell
+
+    given = row | changes
+    values: dict[str, Any] = {
+        field.name: int(given[field.name]) if field.name in ("n", "seed") else given[field.name]
+        for field in dataclasses.fields(Cell)
+        if field.name in given
+    }
+    return Cell(**values)
+
+
+def cells_of(run: Path) -> Iterable[tuple[Cell, list[dict[str, str]]]]:
+    """Yield every finished cell of a run with its rows."""
+    from medseg.io.atomic import read_table
+
+    for path in sorted((run / "cells").glob("*/scores.tsv")):
+        rows = read_table(path)
+        if rows:
+            yield made_cell(rows[0]), rows
+
+
+def templates(run: Path, like: str, source: str | None, subjects: Sequence[str]) -> list[Template]:
+    """Return the cells of method ``like`` on one source.
+
+    Raises
+    ------
+    ConfigError
+        There is none.
+    """
+    from medseg.errors import ConfigError
+    from medseg.io.atomic import read_table
+
+    found: list[Template] = []
+    for cell, rows in cells_of(run):
+        if cell.method != like or (source not in (None, cell.source)):
+            continue
+        source = cell.source
+        history = read_table(run / "histories" / f"{cell.identifier}.tsv")
+        found.append(
+            Template(
+                cell,
+                tuple(subjects[int(number)] for number in cell.subset.split("+")),
+                tuple(dict.fromkeys(row["case"] for row in rows)),
+                float(history[-1]["seconds"]),
+            )
+        )
+    if not found:
+        known = sorted({f"{cell.method} on {cell.source}" for cell, _ in cells_of(run)})
+        raise ConfigError(
+            f"--like {like}{f' --source {source}' if source else ''} must be an arm of {run}, but "
+            f"its finished ones are {known}.",
+            hint="Name another arm, or run the experiment first.",
+        )
+    return found
+
+
+def load_run(run: Path) -> ExperimentPlan:
+    """Return the plan of a run as it was recorded."""
+    import yaml
+
+    from medseg.config.build import load_plan
+    from medseg.errors import ConfigError
+
+    record = run / "run.json"
+    if not record.is_file():
+        raise ConfigError(f"RUN must be the folder of an experiment, but {run} has no run.json.")
+    work = run / "nnunet"
+    work.mkdir(exist_ok=True)
+    config = work / "config.yaml"
+    config.write_text(yaml.safe_dump(json.loads(record.read_text())["config"]), encoding="utf-8")
+    plan = load_plan(str(config))
+    if plan.protocol.regions.mode != "regions":
+        raise ConfigError("nnU-Net is compared on regions, but protocol.regions.mode is 'classes'.")
+    return plan
+
+
+class Arm:
+    """Writes nnU-Net's data, has it run, and scores what it predicts.
+
+    Parameters
+    ----------
+    chosen : Namespace
+        The command line.
+    """
+
+    def __init__(self, chosen: argparse.Namespace) -> None:
+        from medseg.experiment.sources import training_cases
+        from tools.nnunet.data import make_scheme
+
+        self.run: Path = chosen.run.resolve()
+        self.work = self.run / "nnunet"
+        self.chosen = chosen
+        self.plan = load_run(self.run)
+        protocol = self.plan.protocol
+        self.names = protocol.regions.names
+        self.spacing = protocol.preprocess.spacing_mm or (1.0, 1.0, 1.0)
+        cases = training_cases(
+            self.plan.target, self.plan, regions=protocol.regions, allow_missing=False
+        )
+        subjects = sorted({case.subject for case in cases})
+        self.cases = {f"case_{number:04d}": case for number, case in enumerate(cases)}
+        self.templates = templates(self.run, chosen.like, chosen.source, subjects)
+        self.source = self.templates[0].cell.source
+        self.scheme = make_scheme(self.names, self.plan.target.definition)
+        self.record = json.loads((self.run / "run.json").read_text())
+
+    def variants(self) -> list[tuple[str, str]]:
+        """Return method and source of each kind of cell."""
+        suffix = suffix_of(self.chosen)
+        scratch = [(SCRATCH + suffix, "none")]
+        if self.source == "none":
+            return scratch
+        return [*scratch, (PRETRAINED + suffix, self.source)]
+
+    def job(self) -> dict[str, Any]:
+        """Write the data sets and return what the worker has to do."""
+        times = self.chosen.times
+        trained = {subject for template in self.templates for subject in template.train}
+        tested = {case for template in self.templates for case in template.test}
+        train = {key: case for key, case in self.cases.items() if case.subject in trained}
+        test = {key: case for key, case in self.cases.items() if case.identifier in tested}
+        self._write(TARGET, train, self.names, self.scheme)
+        images = self._images(test)
+        names = [TARGET]
+        source: dict[str, Any] = {}
+        if self.source != "none":
+            names.append(SOURCE)
+            source = {
+                "dataset": SOURCE,
+                "keys": self._write_source(),
+                "seconds": times * self._source_seconds(),
+                "seed": self.plan.protocol.seed,
+            }
+        cells = [
+            {
+                "out": str(self.work / "predictions" / self._cell(template, *variant).identifier),
+                "keys": [key for key, case in train.items() if case.subject in template.train],
+                "test": [key for key, case in test.items() if case.identifier in template.test],
+                "seconds": times * (self.chosen.seconds or template.seconds),
+                "seed": getattr(template.cell, "seed", 0),
+                "pretrained": variant[0].startswith(PRETRAINED),
+            }
+            for template in self.templates
+            for variant in self.variants()
+        ]
+        folders = {name: str(self.work / name) for name in ("raw", "preprocessed", "results")}
+        return {
+            **folders,
+            "datasets": names,
+            "device": self.chosen.device,
+            "threads": int(self.record["machine"]["cores"]),
+            "source": source,
+            "test": images,
+            "cells": cells,
+        }
+
+    def _source_seconds(self) -> float:
+        """Return the time that training this source took: its share of the stage."""
+        given = self.chosen.source_seconds
+        stage = float(self.record["seconds"].get("train sources, fit priors", 0.0))
+        return given or stage / max(len(self.plan.sources), 1)
+
+    def _cell(self, template: Template, method: str, source: str) -> Cell:
+        return dataclasses.replace(template.cell, method=method, source=source)
+
+    def _write(
+        self, name: str, cases: dict[str, TrainingCase], names: Sequence[str], scheme: Any
+    ) -> None:
+        from tools.nnunet.data import write_dataset
+
+        write_dataset(
+            self.work / "raw" / name,
+            cases,
+            names=names,
+            scheme=scheme,
+            channels=self.plan.protocol.channels,
+            spacing_mm=self.spacing,
+        )
+
+    def _write_source(self) -> list[str]:
+        from medseg.experiment.plan import source_regions
+        from medseg.experiment.sources import training_cases
+        from tools.nnunet.data import make_scheme
+
+        labels = self.work / "raw" / SOURCE / "labelsTr"
+        # Written last, and worth keeping: a source may take minutes to generate.
+        if not (labels.parent / "dataset.json").is_file():
+            cohorts = self.plan.sources[self.source]
+            regions = source_regions(cohorts, self.plan.protocol.regions)
+            cases = [
+                case
+                for cohort in cohorts
+                for case in training_cases(cohort, self.plan, regions=regions, allow_missing=True)
+            ]
+            wanted = {name: self.plan.target.definition[name] for name in self.names}
+            scheme = make_scheme(regions.names, wanted)
+            named = {f"case_{number:04d}": case for number, case in enumerate(cases)}
+            self._write(SOURCE, named, regions.names, scheme)
+        return sorted(path.name.removesuffix(".nii.gz") for path in labels.glob("*.nii.gz"))
+
+    def _images(self, test: dict[str, TrainingCase]) -> dict[str, list[str]]:
+        from tools.nnunet.data import write_channels
+
+        folder = self.work / "raw" / "test"
+        return {key: write_channels(folder, key, case, self.spacing) for key, case in test.items()}
+
+    def perform(self, job: dict[str, Any]) -> None:
+        """Have the worker do what is not done yet.
+
+        Raises
+        ------
+        MedsegError
+            It ended before all was done; its log says why.
+        """
+        from medseg.errors import TrainingError
+
+        path, words = self.work / "job.json", self.work / "worker.log"
+        path.write_text(json.dumps(job), encoding="utf-8")
+        # nnU-Net is told its folders by the environment: that of this process alone.
+        environment = os.environ | {
+            "nnUNet_raw": job["raw"],
+            "nnUNet_preprocessed": job["preprocessed"],
+            "nnUNet_results": job["results"],
+            "nnUNet_def_n_proc": "1",
+            "nnUNet_compile": "false",
+            "OMP_NUM_THREADS": str(job["threads"]),
+        }
+        Path(job["results"]).mkdir(parents=True, exist_ok=True)
+        command = [str(self.chosen.peers), "-m", "tools.nnunet.worker", str(path)]
+        with words.open("a", encoding="utf-8") as output:
+            done = subprocess.run(command, cwd=ROOT, env=environment, stdout=output, stderr=output)
+        if done.returncode:
+            tail = words.read_text(encoding="utf-8").strip().splitlines()[-1:]
+            raise TrainingError(
+                f"nnU-Net must end with 0, but ended with {done.returncode}: {' '.join(tail)}",
+                hint=f"See {words}; what it finished is kept.",
+            )
+
+    def score(self) -> int:
+        """Score the predictions as cells of the run; return how many are new."""
+        from medseg.experiment.cell import CellWriter, is_done
+        from medseg.io.atomic import write_table
+
+        new = 0
+        for template in self.templates:
+            for variant in self.variants():
+                cell = self._cell(template, *variant)
+                folder = self.work / "predictions" / cell.identifier
+                if is_done(cell, self.run) or not (folder / "history.json").is_file():
+                    continue
+                writer = CellWriter(cell, self.plan, self.run, keep_example=False)
+                for path in sorted(folder.glob("*.npy")):
+                    self._add(writer, path)
+                rows = json.loads((folder / "history.json").read_text())
+                write_table(self.run / "histories" / f"{cell.identifier}.tsv", rows)
+                writer.close()
+                new += 1
+        return new
+
+    def _add(self, writer: Any, path: Path) -> None:
+        import numpy as np
+        import torch
+
+        case = self.cases[path.stem]
+        order = [self.scheme.names.index(name) for name in self.names]
+        chance = torch.from_numpy(np.load(path)[order]) * case.brain
+        writer.add(case, chance > 0.5, probability=chance)
+
+
+def main() -> None:
+    chosen = arguments()
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    from medseg.errors import MedsegError
+    from medseg.experiment.tables import write_tables
+
+    try:
+        arm = Arm(chosen)
+        job = arm.job()
+        spent = sum(cell["seconds"] for cell in job["cells"]) + job["source"].get("seconds", 0.0)
+        log.info("%d cells, %.0f s of training, log: %s", len(job["cells"]), spent, arm.work)
+        try:
+            arm.perform(job)
+        finally:
+            log.info("%d new cells", arm.score())
+        done = [cell for cell, _ in cells_of(arm.run)]
+        write_tables(done, arm.run, seed=arm.plan.protocol.seed)
+    except MedsegError as error:
+        sys.exit(f"nnunet_arm: {error}")
+
+
+if __name__ == "__main__":
+    main()
