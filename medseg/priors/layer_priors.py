@@ -16,15 +16,17 @@ from medseg.generative.storage import content_hash, read_folder, write_folder
 from medseg.generative.vae import Encoder
 from medseg.priors.gaussian import DiagonalGaussian, FullGaussian, SourceCentredGaussian
 from medseg.priors.learned import LearnedPrior, VaePrior, learned_prior
+from medseg.priors.log_uniform import LogUniform
 from medseg.priors.prior import FilterPrior, meaning_of
 from medseg.shapes import Kernels, PerKernel
 
-# What each exact prior is built from: constructor, then the names of its tensors in that order.
-_Exact = type[DiagonalGaussian] | type[FullGaussian] | type[SourceCentredGaussian]
-_EXACT: dict[str, tuple[_Exact, tuple[str, str]]] = {
+# What each prior that is no model is built from: constructor, then its tensors in that order.
+_Plain = type[DiagonalGaussian | FullGaussian | SourceCentredGaussian | LogUniform]
+_PLAIN: dict[str, tuple[_Plain, tuple[str, str]]] = {
     "diagonal": (DiagonalGaussian, ("mean", "std")),
     "gaussian": (FullGaussian, ("mean", "covariance")),
     "source_centred": (SourceCentredGaussian, ("mean", "std")),
+    "log_uniform": (LogUniform, ("low", "high")),
 }
 
 
@@ -149,7 +151,7 @@ class LayerPriors(nn.Module):
                 if isinstance(prior, VaePrior):
                     row["inference"] = encoders.number(prior.inference)
             else:
-                members = {name: getattr(prior, name) for name in _EXACT[str(row["kind"])][1]}
+                members = {name: getattr(prior, name) for name in _PLAIN[str(row["kind"])][1]}
             tensors |= {f"layer.{i}.{name}": value for name, value in members.items()}
         for kind, numbered in (("model", models), ("inference", encoders)):
             for number, module in enumerate(numbered.modules):
@@ -162,7 +164,7 @@ class LayerPriors(nn.Module):
 def _kind(prior: FilterPrior) -> str:
     if isinstance(prior, LearnedPrior):
         return prior.kind
-    return next(name for name, (made, _) in _EXACT.items() if type(prior) is made)
+    return next(name for name, (made, _) in _PLAIN.items() if type(prior) is made)
 
 
 class _Numbered:
@@ -188,8 +190,8 @@ def _unpack(tensors: dict[str, Tensor], description: dict[str, Any]) -> LayerPri
     priors: dict[str, FilterPrior] = {}
     for i, row in enumerate(description["layers"]):
         members = _under(tensors, f"layer.{i}.")
-        if row["kind"] in _EXACT:
-            made, names = _EXACT[row["kind"]]
+        if row["kind"] in _PLAIN:
+            made, names = _PLAIN[row["kind"]]
             priors[row["layer"]] = made(*(members[name] for name in names))
             continue
         number = row.get("inference")
