@@ -123,7 +123,7 @@ def learn_source(sizes: Sizes, *, seed: int) -> Source:
     accuracy = [row["accuracy"] for row in score(together, [test] * count, samples=1, seed=seed)]
     networks = [replica(together, number, sizes, of=count) for number in range(count)]
     kernels = harvest(networks)
-    # As in the paper: no whitening, and one deviation a coordinate.
+    # Not whitened: that would start from the full Gaussian it is compared with.
     vae = {"latent": sizes.latent, "standardise": "scale", "decoder_std": "per_feature"}
     kinds = {
         "vae": FitPriorSettings(kind="vae", model={**vae, "fit": {"max_steps": sizes.prior_steps}}),
