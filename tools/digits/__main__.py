@@ -12,11 +12,12 @@ import json
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from medseg.io.atomic import write_json, write_text
@@ -33,7 +34,7 @@ class Bench:
 
     def __init__(self, out: Path, sizes: Sizes, seeds: list[int]) -> None:
         self.out, self.sizes, self.seeds = out, sizes, seeds
-        self.key = json.dumps([asdict(sizes), seeds])
+        self.key = json.dumps([sizes.key, seeds])
 
     @cached_property
     def source(self) -> Source:
@@ -94,16 +95,25 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="draws; default: 0 1 2 3 4"
     )
+    parser.add_argument("--steps", type=int, help="of each posterior; default: 300")
+    parser.add_argument(
+        "--widths", type=int, nargs=2, help="channels; default: 16 32 (the paper: 32 128)"
+    )
     parser.add_argument("--report", action="store_true", help="tables of what is there, no more")
     chosen = parser.parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s  %(message)s")
     log.setLevel(logging.INFO)
     torch.set_num_threads(1)
-    bench = Bench(chosen.out, QUICK if chosen.quick else Sizes(), chosen.seeds)
+    changes: dict[str, Any] = {"steps": chosen.steps} if chosen.steps else {}
+    changes |= {"widths": tuple(chosen.widths)} if chosen.widths else {}
+    sizes = replace(QUICK if chosen.quick else Sizes(), **changes)
+    bench = Bench(chosen.out, sizes, chosen.seeds)
     rows, source = bench.rows(missing=chosen.report)
     if not rows:
         parser.error(f"{chosen.out} has no cell of these settings and seeds: run without --report")
     words = ["tools/digits_table OUT", *(["--quick"] if chosen.quick else [])]
+    for name, values in changes.items():
+        words += [f"--{name}", *map(str, np.atleast_1d(values))]
     command = " ".join([*words, "--seeds", *map(str, chosen.seeds)])
     lines = summary(rows)
     result = {

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 #: Kind of prior -> its name in tables; "none" is a network without a posterior.
 PRIORS = {
@@ -34,11 +35,11 @@ class Sizes:
     """
 
     picture: int = 12
-    widths: tuple[int, int] = (8, 16)
+    widths: tuple[int, int] = (16, 32)
     letters: int = 4000
     test_letters: int = 1000
     networks: int = 20
-    source_steps: int = 300
+    source_steps: int = 1000
     weight_decay: float = 1e-2
     latent: int = 4
     prior_steps: int = 500
@@ -51,7 +52,13 @@ class Sizes:
     #: Numbers of digits at which every start is measured, and at which the weight of the KL is.
     ablated: tuple[int, ...] = (50,)
     swept: int = 50
-    betas: tuple[float, ...] = (0.0, 0.1)
+    betas: tuple[float, ...] = (0.0, 0.01, 0.1)
+
+    @property
+    def key(self) -> str:
+        """What a cell depends on besides its arm, its number of digits and the draws."""
+        choice = {"examples", "ablated", "swept", "betas"}
+        return json.dumps({k: v for k, v in asdict(self).items() if k not in choice})
 
     def cells(self) -> Iterator[tuple[int, Arm]]:
         """Return what is measured: a number of digits and an arm, the main table first."""
