@@ -17,15 +17,17 @@ from medseg.generative.vae import Encoder
 from medseg.priors.anchored import AnchoredPrior
 from medseg.priors.gaussian import DiagonalGaussian, FullGaussian, SourceCentredGaussian
 from medseg.priors.learned import LearnedPrior, VaePrior, learned_prior
+from medseg.priors.log_uniform import LogUniform
 from medseg.priors.prior import FilterPrior, meaning_of
 from medseg.shapes import Kernels, PerKernel
 
-# What each exact prior is built from: constructor, then the names of its tensors in that order.
-_Exact = type[DiagonalGaussian] | type[FullGaussian] | type[SourceCentredGaussian]
-_EXACT: dict[str, tuple[_Exact, tuple[str, str]]] = {
+# What each prior that is no model is built from: constructor, then its tensors in that order.
+_Plain = type[DiagonalGaussian | FullGaussian | SourceCentredGaussian | LogUniform]
+_PLAIN: dict[str, tuple[_Plain, tuple[str, str]]] = {
     "diagonal": (DiagonalGaussian, ("mean", "std")),
     "gaussian": (FullGaussian, ("mean", "covariance")),
     "source_centred": (SourceCentredGaussian, ("mean", "std")),
+    "log_uniform": (LogUniform, ("low", "high")),
 }
 
 
@@ -159,7 +161,7 @@ def _kind(prior: FilterPrior) -> str:
         return prior.kind
     if isinstance(prior, AnchoredPrior):
         return "anchored"
-    return next(name for name, (made, _) in _EXACT.items() if type(prior) is made)
+    return next(name for name, (made, _) in _PLAIN.items() if type(prior) is made)
 
 
 def _pack_prior(
@@ -178,7 +180,7 @@ def _pack_prior(
         if isinstance(prior, VaePrior):
             row["inference"] = encoders.number(prior.inference)
         return row, {} if prior.condition is None else {"condition": prior.condition}
-    return row, {name: getattr(prior, name) for name in _EXACT[row["kind"]][1]}
+    return row, {name: getattr(prior, name) for name in _PLAIN[row["kind"]][1]}
 
 
 class _Numbered:
@@ -212,8 +214,8 @@ def _unpack(tensors: dict[str, Tensor], description: dict[str, Any]) -> LayerPri
             mixed = AnchoredPrior(anchor, learned)
             mixed.share_logit.data.copy_(members["share_logit"])
             return mixed
-        if row["kind"] in _EXACT:
-            made, names = _EXACT[row["kind"]]
+        if row["kind"] in _PLAIN:
+            made, names = _PLAIN[row["kind"]]
             return made(*(members[name] for name in names))
         number = row.get("inference", -1)
         prior = learned_prior(
