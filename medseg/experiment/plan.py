@@ -59,6 +59,8 @@ class ProtocolSettings:
     few_shot: FewShotSettings = FewShotSettings()
     #: Posterior samples at test.
     samples: int = Field(default=10, ge=1)
+    #: Held-out kernels, at most, that classifiers tell from samples of the named priors.
+    two_sample: int = Field(default=2000, ge=10)
     seed: int = 0
 
     def prior_named(self, name: str | None) -> FitPriorSettings:
