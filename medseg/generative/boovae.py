@@ -1,7 +1,5 @@
 """A variational autoencoder that takes new kinds of items without the old ones."""
 
-from __future__ import annotations
-
 import copy
 import math
 from dataclasses import replace
@@ -99,7 +97,7 @@ class BooVae(Vae):
         generator: torch.Generator,
         condition: Conditions | None = None,
         components: int | None = None,
-    ) -> tuple[BooVae, FitRecord]:
+    ) -> "tuple[BooVae, FitRecord]":
         """Return the model after one more task, and the record of its fit; this one stays.
 
         Parameters
@@ -154,7 +152,7 @@ class BooVae(Vae):
         return self._boost(u, condition, train, held, generator=generator, old=None)
 
     def _fit_more(
-        self, items: Tensor, *, old: BooVae, generator: torch.Generator, condition: Tensor | None
+        self, items: Tensor, *, old: "BooVae", generator: torch.Generator, condition: Tensor | None
     ) -> FitRecord:
         """Fit to the items of a new task, in the old units."""
         u = self.standardiser(items.flatten(1))
@@ -171,7 +169,7 @@ class BooVae(Vae):
         held: Tensor,
         *,
         generator: torch.Generator,
-        old: BooVae | None,
+        old: "BooVae | None",
     ) -> FitRecord:
         """Fit the networks and grow the parts of the last task, in turns."""
         fit, parts = self.settings.fit, len(self.weight)
@@ -202,7 +200,7 @@ class BooVae(Vae):
         last = replace(records[-1], steps=sum(record.steps for record in records))
         return last.shifted(float(self.standardiser.log_det))
 
-    def _drift(self, old: BooVae, n: int, generator: torch.Generator) -> Tensor:
+    def _drift(self, old: "BooVae", n: int, generator: torch.Generator) -> Tensor:
         """Return what ``n`` items drawn from the old model lose, in nats: see the class."""
         with torch.no_grad():
             z = old._draw_codes(n, generator=generator)

@@ -223,10 +223,7 @@ class Vae(GenerativeBase):
         warm_up: float | None = None,
         penalty: Penalty | None = None,
     ) -> FitRecord:
-        """Fit encoder and decoder to rows ``train`` of u (m, size), judged on rows ``held``.
-
-        ``fit`` and ``warm_up`` stand in for the settings; ``penalty`` is added to the loss.
-        """
+        """Fit to rows ``train`` of u (m, size), judged on ``held``; the rest is in the settings."""
         fit = fit or self.settings.fit
         warm_up = max(self.settings.beta_warm_up if warm_up is None else warm_up, 1e-9)
         noise = self._noise(len(held), like=u, generator=generator)

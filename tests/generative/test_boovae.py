@@ -3,7 +3,7 @@ from functools import cache
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from medseg.errors import ModelError, ShapeError
 from medseg.generative.boovae import BooVae, BooVaeSettings
@@ -100,7 +100,7 @@ def test_a_part_goes_where_the_mixture_lacks_mass() -> None:
     """Most codes lie at one place far from N(0, I): the first part must be grown there."""
     model = BooVae((1,), BooVaeSettings(latent=1, hidden=(), components=(1,), fit=FIT))
     with torch.no_grad():
-        layer = model.encoder.net[0]
+        layer = next(part for part in model.encoder.net.modules() if isinstance(part, nn.Linear))
         layer.weight.copy_(torch.tensor([[1.0], [0.0]]))
         layer.bias.copy_(torch.tensor([0.0, math.log(0.5)]))
     generator = torch_generator(0)
