@@ -36,6 +36,8 @@ QUICK = (
     "protocol.target_training={steps: 2}",
     "protocol.few_shot={sizes: [2], repeats: 1, test_subjects: 2}",
     "protocol.samples=2",
+    # Forests on thousands of kernels would take most of the time.
+    "protocol.two_sample=100",
 )
 
 
@@ -58,7 +60,8 @@ def main(argv: list[str] | None = None) -> None:
     overrides = QUICK if chosen.quick else ()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     workers = min(len(chosen.seeds), cores or 1)
-    threads = max((cores or 1) // workers, 1)
+    # Steps as small as the quick ones only wait for each other on several threads.
+    threads = 1 if chosen.quick else max((cores or 1) // workers, 1)
     # Spawned, not forked: torch's threads do not survive a fork.
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=spawn) as pool:

@@ -66,6 +66,8 @@ class ProtocolSettings:
     forgetting: int = Field(default=0, ge=0)
     #: Posterior samples at test.
     samples: int = Field(default=10, ge=1)
+    #: Held-out kernels, at most, that classifiers tell from samples of the named priors.
+    two_sample: int = Field(default=2000, ge=10)
     seed: int = 0
 
     def prior_named(self, name: str | None) -> FitPriorSettings:

@@ -34,8 +34,6 @@ from medseg.training.validation import mean_dice_of
 
 log = logging.getLogger(__name__)
 _MONTAGE = 48
-# Held-out kernels that classifiers tell from samples of the priors an experiment names.
-_TWO_SAMPLE = 2000
 
 
 def training_cases(
@@ -276,7 +274,7 @@ def _fit(
     _save_montage(kernels, priors, plan, folder / "kernels.safetensors")
     named = {prior: settings for prior, settings in wanted.items() if prior is not None}
     rows = (
-        compare_priors(kernels, settings=named, seed=seed, two_sample=_TWO_SAMPLE)
+        compare_priors(kernels, settings=named, seed=seed, two_sample=plan.protocol.two_sample)
         if named
         else compare_priors(kernels, seed=seed)
     )

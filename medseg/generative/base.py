@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -102,13 +103,24 @@ class GenerativeBase(nn.Module):
         ModelError
             Too few items, NaN or Inf among them, all the same, or a fit that diverged.
         """
+        return self._checked_fit(self._fit, items, generator=generator, condition=condition)
+
+    def _checked_fit(
+        self,
+        fit: Callable[..., FitRecord],
+        items: Items,
+        *,
+        generator: torch.Generator,
+        condition: Conditions | None,
+    ) -> FitRecord:
+        """Call ``fit``, which is as :meth:`_fit`, with checks before and after it."""
         self.check_items(items, condition)
         items = items.detach().float()
         condition = None if condition is None else condition.detach().float()
         self.check_fittable(items, condition)
         self.requires_grad_(True).train()
         try:
-            record = self._fit(items, generator=generator, condition=condition)
+            record = fit(items, generator=generator, condition=condition)
         finally:
             self.eval()
         bad = [name for name, value in self.state_dict().items() if not _is_finite(value)]

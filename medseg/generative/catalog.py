@@ -12,6 +12,7 @@ from torch import Tensor
 from medseg.errors import ConfigError, ModelError
 from medseg.generative.autoencoder import Autoencoder
 from medseg.generative.base import GenerativeBase
+from medseg.generative.boovae import BooVae
 from medseg.generative.conv_vae import ConvVae
 from medseg.generative.dbm import Dbm
 from medseg.generative.dbn import Dbn
@@ -31,6 +32,7 @@ KINDS: dict[str, type[GenerativeBase]] = {
     "flow": Flow,
     "vae": Vae,
     "conv_vae": ConvVae,
+    "boovae": BooVae,
     "rbm": Rbm,
     "dbn": Dbn,
     "dbm": Dbm,

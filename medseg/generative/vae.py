@@ -1,6 +1,7 @@
 """A dense variational autoencoder with a learned decoder deviation."""
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -21,6 +22,9 @@ from medseg.settings import settings
 _START_GAIN = 0.1
 # Rows of the hidden layer that are computed at once when many codes are drawn per item.
 _ROWS_AT_ONCE = 32_768
+
+#: From a number of draws and their generator to nats per item that are added to a loss.
+Penalty = Callable[[int, torch.Generator], Tensor]
 
 
 @settings
@@ -118,7 +122,7 @@ class Decoder(nn.Module):
         if self.coins:
             # log p^u (1 - p)^(1 - u) of log odds.
             return (u * mean - nn.functional.softplus(mean)).sum(1)
-        return _log_normal(u, mean, log_std)
+        return log_normal(u, mean, log_std)
 
     def mean(self, z: Tensor, condition: Tensor | None) -> Tensor:
         """Return the mean of u given z, (m, d)."""
@@ -190,29 +194,55 @@ class Vae(GenerativeBase):
     def _fit(
         self, items: Tensor, *, generator: torch.Generator, condition: Tensor | None
     ) -> FitRecord:
-        vectors, fit = items.flatten(1), self.settings.fit
         self._reset(generator)
-        u, train, held = split_and_standardise(
-            vectors,
+        u, train, held = self._standardised_rows(items, generator=generator)
+        record = self._raise_elbo(u, condition, train, held, generator=generator)
+        return record.shifted(float(self.standardiser.log_det))
+
+    def _standardised_rows(
+        self, items: Tensor, *, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Fit the standardiser; return its rows (m, size) and which to train and to judge on."""
+        return split_and_standardise(
+            items.flatten(1),
             self.standardiser,
             kind="none" if self.decoder.coins else self.settings.standardise,
-            fraction=fit.validation_fraction,
+            fraction=self.settings.fit.validation_fraction,
             generator=generator,
         )
+
+    def _raise_elbo(
+        self,
+        u: Tensor,
+        condition: Tensor | None,
+        train: Tensor,
+        held: Tensor,
+        *,
+        generator: torch.Generator,
+        fit: FitSettings | None = None,
+        warm_up: float | None = None,
+        penalty: Penalty | None = None,
+    ) -> FitRecord:
+        """Fit to rows ``train`` of u (m, size), judged on ``held``; the rest is in the settings."""
+        fit = fit or self.settings.fit
+        warm_up = max(self.settings.beta_warm_up if warm_up is None else warm_up, 1e-9)
         noise = self._noise(len(held), like=u, generator=generator)
 
         def batch_loss(rows: Tensor, progress: float) -> Tensor:
             eps = self._noise(len(rows), like=u, generator=generator)
-            warm_up = max(self.settings.beta_warm_up, 1e-9)
             beta = self.settings.beta * min(1.0, progress / warm_up)
-            return -self._elbo(u[rows], rows_of(condition, rows), eps, beta=beta).mean()
+            loss = -self._elbo(u[rows], rows_of(condition, rows), eps, beta=beta).mean()
+            return loss if penalty is None else loss + penalty(len(rows), generator)
 
         @torch.no_grad()
         def validation() -> float:
             # The same noise at every check, so that checks differ by the model alone.
-            return -float(self._elbo(u[held], rows_of(condition, held), noise).mean())
+            loss = -float(self._elbo(u[held], rows_of(condition, held), noise).mean())
+            if penalty is None:
+                return loss
+            return loss + float(penalty(fit.batch_size, torch_generator(0, "penalty")))
 
-        record = fit_by_gradient(
+        return fit_by_gradient(
             self,
             batch_loss,
             validation if len(held) else None,
@@ -220,7 +250,6 @@ class Vae(GenerativeBase):
             settings=fit,
             generator=generator,
         )
-        return record.shifted(float(self.standardiser.log_det))
 
     def elbo(
         self,
@@ -276,10 +305,9 @@ class Vae(GenerativeBase):
     def sample(
         self, n: int, *, generator: torch.Generator, condition: Conditions | None = None
     ) -> Items:
-        """Return ``n`` items: a code from N(0, I), then the likelihood with its noise."""
-        like = self.standardiser.offset
-        z = self._noise(n, like=like, generator=generator)
+        """Return ``n`` items: a code from its prior, then the likelihood with its noise."""
         self.check_condition(n, condition)
+        z = self._draw_codes(n, generator=generator)
         u = self.decoder.draw(z, condition, generator=generator)
         return self.standardiser.inverse(u).reshape(n, *self.event_shape)
 
@@ -305,8 +333,21 @@ class Vae(GenerativeBase):
     ) -> Tensor:
         mean, log_std = (encoder or self.encoder)(u, condition)
         z = mean + log_std.exp() * eps
-        divergence = 0.5 * (mean.square() + (2 * log_std).exp() - 1 - 2 * log_std).sum(1)
+        divergence = self._divergence(z, mean, log_std)
         return self.decoder.log_prob(u, z, condition) - beta * divergence
+
+    def _divergence(self, z: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
+        """Return KL(q || p(z)) in nats, (m,), or an unbiased estimate from z ~ q."""
+        del z
+        return 0.5 * (mean.square() + (2 * log_std).exp() - 1 - 2 * log_std).sum(1)
+
+    def _log_prior(self, z: Tensor) -> Tensor:
+        """Return log p(z) in nats, (m,)."""
+        return log_normal(z, torch.zeros_like(z), torch.zeros_like(z))
+
+    def _draw_codes(self, n: int, *, generator: torch.Generator) -> Tensor:
+        """Return codes drawn from p(z), (n, latent)."""
+        return self._noise(n, like=self.standardiser.offset, generator=generator)
 
     def _weighted(
         self,
@@ -324,8 +365,8 @@ class Vae(GenerativeBase):
         z = mean + log_std.exp() * self._noise(len(u), like=u, generator=generator)
         log_weight = (
             self.decoder.log_prob(u, z, condition)
-            + _log_normal(z, torch.zeros_like(z), torch.zeros_like(z))
-            - _log_normal(z, mean, log_std)
+            + self._log_prior(z)
+            - log_normal(z, mean, log_std)
         )
         return log_weight.reshape(-1, n_codes).logsumexp(1) - math.log(n_codes)
 
@@ -351,6 +392,7 @@ def _nothing(u: Tensor, step: int) -> list[None]:
     return [None] * len(u.split(step))
 
 
-def _log_normal(x: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
+def log_normal(x: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
+    """Return log N(x; mean, std^2 I) in nats, summed over the last axis; shapes broadcast."""
     white = (x - mean) * (-log_std).exp()
-    return (-0.5 * (white.square() + LOG_TWO_PI) - log_std).sum(1)
+    return (-0.5 * (white.square() + LOG_TWO_PI) - log_std).sum(-1)

@@ -73,7 +73,7 @@ def compare_priors(
         two-sample test the rows of all layers have its results, and one more row, named
         :data:`REAL`, has those of kernels of the other networks in place of samples.
     """
-    train, held, described = _hold_out(kernels, seed=seed)
+    train, held, described = hold_out(kernels, seed=seed)
     if len(held) > max_kernels:
         generator = torch_generator(seed, "held-out kernels")
         held = held.select(torch.randperm(len(held), generator=generator)[:max_kernels])
@@ -158,7 +158,11 @@ def _two_sample(
     return {f"two_sample_{key}": value for key, value in asdict(found).items()}
 
 
-def _hold_out(kernels: KernelSet, *, seed: int) -> tuple[KernelSet, KernelSet, str]:
+def hold_out(kernels: KernelSet, *, seed: int) -> tuple[KernelSet, KernelSet, str]:
+    """Return kernels to fit to, kernels to score, and in words which those are.
+
+    The last network, or of a single one a fifth of the kernels of each layer.
+    """
     networks = kernels.networks
     if len(networks) > 1:
         held = kernels.of_networks(networks[-1:])

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from medseg.errors import ConfigError, PriorError
 from medseg.generative.base import GenerativeBase
 from medseg.generative.catalog import KINDS, make_model
-from medseg.generative.fitting import FitRecord
+from medseg.generative.dimension import propose_latent
 from medseg.priors.anchored import AnchoredPrior
 from medseg.priors.gaussian import DiagonalGaussian, FullGaussian, SourceCentredGaussian
 from medseg.priors.harvest import layer_kernels
@@ -21,7 +21,7 @@ from medseg.priors.kernel_set import KernelSet
 from medseg.priors.layer_priors import LayerPriors
 from medseg.priors.learned import NEEDED, learned_prior
 from medseg.priors.prior import FilterPrior
-from medseg.seeding import torch_generator
+from medseg.seeding import numpy_generator, torch_generator
 from medseg.settings import settings
 
 logger = logging.getLogger(__name__)
@@ -38,6 +38,7 @@ _STEPS = {"fit": {"max_steps": 500}}
 MODELS: dict[str, dict[str, Any]] = {
     "flow": {"steps": 3, **_STEPS},
     "vae": {"std_floor": 0.1, "standardise": "whiten", **_STEPS},
+    "boovae": {"std_floor": 0.1, "standardise": "whiten", **_STEPS},
     "rbm": {"contrastive": _STEPS},
     "dbn": {"contrastive": _STEPS},
     "dbm": {"contrastive": _STEPS, "rounds": 10},
@@ -79,6 +80,8 @@ class FitPriorSettings:
     #: What a conditioned model is told: smooth functions of the depth, or which layer it is.
     condition: Literal["depth", "layer"] = "depth"
     #: Settings of the generative model that differ from :data:`MODELS` and the kind's defaults.
+    #: ``latent: auto`` takes the intrinsic dimension of the kernels
+    #: (:func:`medseg.generative.dimension.propose_latent`), for kinds with a code.
     model: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -103,10 +106,20 @@ class FitPriorSettings:
             raise ValueError(error.message) from error
         return self
 
+    @property
+    def sizes_itself(self) -> bool:
+        """Whether the length of the code is found from the kernels."""
+        return self.model.get("latent") == "auto"
+
     def make(
-        self, kernel_shape: tuple[int, ...], *, n: int = 1000, condition_size: int = 0
+        self,
+        kernel_shape: tuple[int, ...],
+        *,
+        n: int = 1000,
+        condition_size: int = 0,
+        latent: int | None = None,
     ) -> GenerativeBase:
-        """Return the unfitted model for ``n`` kernels.
+        """Return the unfitted model for ``n`` kernels; ``latent`` is what "auto" stands for.
 
         Raises
         ------
@@ -115,6 +128,9 @@ class FitPriorSettings:
         """
         values = _merged(MODELS.get(self.kind, {}), _sizes(self.kind, n))
         values = _merged(values, self.model)
+        if self.sizes_itself:
+            # Before the kernels are known, any length of code shows whether the rest is right.
+            values["latent"] = 1 if latent is None else latent
         told = {"condition_size": condition_size} if condition_size else {}
         return make_model(self.kind, kernel_shape, values | told)
 
@@ -177,8 +193,8 @@ def fit_priors(kernels: KernelSet, settings: FitPriorSettings, *, seed: int) -> 
             fitted, record = _fit_model(
                 kernels, scaled, scales, settings=settings, seed=seed, unit=unit
             )
-            records[unit] = asdict(record)
-            words = " ".join([f"{record.steps} steps.", *record.warnings])
+            records[unit] = record
+            words = " ".join([f"{record['steps']} steps.", *record["warnings"]])
             logger.info("%s of %s: %d kernels, %s", settings.kind, unit, len(items), words)
         else:
             fitted = _fit_gaussian(items, {name: scales[name] for name in names}, settings)
@@ -308,7 +324,7 @@ def _fit_model(
     settings: FitPriorSettings,
     seed: int,
     unit: str,
-) -> tuple[dict[str, FilterPrior], FitRecord]:
+) -> tuple[dict[str, FilterPrior], dict[str, Any]]:
     conditions: dict[str, Tensor] = {}
     told = None
     if settings.grouping == "conditioned":
@@ -316,9 +332,14 @@ def _fit_model(
         told = torch.cat([conditions[name].expand(len(k), -1) for name, k in scaled.items()])
     items = torch.cat(list(scaled.values()))
     size = 0 if told is None else told.shape[1]
-    model = settings.make(kernels.kernel_shape, n=len(items), condition_size=size)
+    latent = None
+    if settings.sizes_itself:
+        latent = propose_latent(items, generator=numpy_generator(seed, "latent", unit))
+    model = settings.make(kernels.kernel_shape, n=len(items), condition_size=size, latent=latent)
     generator = torch_generator(seed, "prior", unit)
-    record = model.fit(items, generator=generator, condition=told)
+    record = asdict(model.fit(items, generator=generator, condition=told))
+    if latent is not None:
+        record["latent"] = latent
     priors: dict[str, FilterPrior] = {}
     shared = None
     for name in scaled:

@@ -47,6 +47,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "gmm": {"components": 2},
     "flow": {"steps": 2, "hidden": 32, "blocks": 9, "fit": {"max_steps": 150}},
     "vae": {"latent": 3, "hidden": (24,), "fit": {"max_steps": 150}},
+    "boovae": {"latent": 3, "hidden": (24,), "components": (2,), "fit": {"max_steps": 150}},
     "rbm": {"hidden": 16, **CHAINS},
     "dbn": {"hidden": (16, 8), **CHAINS},
     "dbm": {"hidden": (16, 8), "rounds": 10, **CHAINS},

@@ -124,6 +124,7 @@ CASES: dict[str, Case] = {
         toy=patch_toy,
         gap=1.5,
     ),
+    "boovae": Case("boovae", {"latent": 2, "hidden": (16,), "components": (3,), "fit": FIT}),
     "linear vae": Case("vae", {"latent": 2, "hidden": (), "decoder_std": "shared", "fit": FIT}),
     "rbm": Case("rbm", {"hidden": 6, **CHAINS}),
     "binary rbm": Case(

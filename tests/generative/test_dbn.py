@@ -239,7 +239,7 @@ def test_backpropagation_from_the_network_beats_a_random_start() -> None:
     With all 1300 labels the two are the same, 2.2 to 2.5 %.
     """
     images, labels = digits()
-    settings = DbnSettings(visible="bernoulli", hidden=(120, 120), contrastive=quick(600))
+    settings = DbnSettings(visible="bernoulli", hidden=(60, 60), contrastive=quick(300))
     network = Dbn((8, 8), settings)
     network.fit(images[:1300], generator=torch_generator(0))
     fit = FitSettings(max_steps=300, epochs=300, batch_size=50, learning_rate=3e-3)

@@ -26,6 +26,7 @@ VAE = {"latent": 2, "hidden": (16,), "fit": {"max_steps": 60}}
 QUICK = {
     "flow": {"steps": 1, "hidden": 16, "blocks": 4, "fit": {"max_steps": 60}},
     "vae": VAE,
+    "boovae": {**VAE, "components": (2,)},
     "rbm": CHAINS,
     "dbn": {**CHAINS, "hidden": (8, 8)},
     "dbm": {**CHAINS, "hidden": (8, 4), "rounds": 5},

@@ -182,9 +182,9 @@ def _learn(folder: Path, config: str, checks: dict[str, object], *, quick: bool)
     values = read_yaml(find_config(config))
     part = values["sources"]["learned"][0]
     if quick:
-        part["settings"]["learning"] = _QUICK_LEARNING
+        part["settings"] |= {"learning": _QUICK_LEARNING, "spacing_mm": [8.0, 8.0, 8.0]}
         for item in part["settings"]["learn_from"]:
-            item["settings"] |= {"n_subjects": 2}
+            item["settings"] |= {"n_subjects": 2, "spacing_mm": 8.0}
     source = build_source(validate(DataConfig, part, where=config), where=config)
     if not isinstance(source, LearnedSource):
         raise TypeError(f"{config}: the source 'learned' must be of kind learned")
@@ -204,7 +204,8 @@ def _with_lesions(config: str, lesions: Path, *, quick: bool) -> list[str]:
             if part["kind"] == "learned":
                 found += [f"{where}.learn_from=[]", f"{where}.lesions={lesions}"]
             if quick:
-                found.append(f"{where}.n_subjects=2")
+                grid = "hosts.settings.spacing_mm" if part["kind"] == "learned" else "spacing_mm"
+                found += [f"{where}.n_subjects=2", f"{where}.{grid}=8.0"]
     return found
 
 

@@ -33,10 +33,14 @@ def fit_prior(
     kind: Annotated[
         str,
         typer.Option(
-            help="diagonal, gaussian, ppca, gmm, flow, vae, rbm, dbn, dbm, dae, gan or som."
+            help="diagonal, gaussian, ppca, gmm, flow, vae, boovae, rbm, dbn, dbm, dae, gan or som."
         ),
     ] = "vae",
     grouping: Annotated[str, typer.Option(help="layer, group or conditioned.")] = "layer",
+    extend: Annotated[
+        Path | None,
+        typer.Option(help="A prior of kind boovae that takes these kernels besides its own."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the fit.")] = 0,
     options: Annotated[
         list[str] | None, typer.Option("--set", help="Settings of the prior: key=value.")
@@ -49,6 +53,9 @@ def fit_prior(
     from medseg.priors.fit import FitPriorSettings, fit_priors
     from medseg.priors.kernel_set import KernelSet
 
+    if extend is not None:
+        _extend(kernels, extend, out, seed=seed)
+        return
     values = {"kind": kind, "grouping": grouping}
     apply_overrides(values, options or ())
     settings = validate(FitPriorSettings, values, where="fit-prior")
@@ -64,3 +71,22 @@ def fit_prior(
             typer.echo(
                 f"{row['kind']}\t{row['grouping']}\t{nats}\t{row['n_kernels']}\t{row['held_out']}"
             )
+
+
+def _extend(kernels: Path, prior: Path, out: Path, *, seed: int) -> None:
+    """Extend a prior and print nats per new kernel before and after, on kernels it has not seen."""
+    from medseg.cli.session import begin
+    from medseg.priors.compare import hold_out
+    from medseg.priors.extend import extend_priors, mean_nats
+    from medseg.priors.kernel_set import KernelSet
+    from medseg.priors.layer_priors import LayerPriors
+
+    begin()
+    loaded, before = KernelSet.load(kernels), LayerPriors.load(prior)
+    extend_priors(before, loaded, seed=seed).save(out)
+    train, held, described = hold_out(loaded, seed=seed)
+    after = extend_priors(before, train, seed=seed)
+    typer.echo("prior\tnats per new kernel\tn\theld out")
+    for name, priors in (("before", before), ("after", after)):
+        nats = mean_nats(priors, held, seed=seed)
+        typer.echo(f"{name}\t{nats:.3f}\t{len(held)}\t{described}")
