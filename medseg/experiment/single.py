@@ -134,6 +134,7 @@ def _spec(
 ) -> ModelSpec:
     """Return the description of what an arm makes of networks of ``architecture``."""
     protocol, method = plan.protocol, arm.method
+    architecture = method.architecture(architecture)
     if arm.distils:
         architecture = replace(architecture, out_channels=2 * architecture.out_channels)
     random = method.method in VARIATIONAL and not arm.distils

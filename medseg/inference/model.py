@@ -78,6 +78,11 @@ class ModelSpec:
     temperature: float = Field(default=1.0, gt=0)
     training: dict[str, Any] = Field(default_factory=dict)
 
+    @property
+    def is_random(self) -> bool:
+        """Whether samples differ: some weights, or the channels that pass, are random."""
+        return self.variational is not None or self.architecture.dropout > 0
+
     @model_validator(mode="after")
     def _fits_together(self) -> "ModelSpec":
         if len(self.channels) != self.architecture.in_channels:

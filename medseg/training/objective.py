@@ -61,6 +61,8 @@ class SegmentationObjective:
         Weights to stay near to.
     strength : float
         Weight of the pull, per squared unit of weight.
+    seed : int
+        Of dropout, where the network has it.
 
     References
     ----------
@@ -78,16 +80,19 @@ class SegmentationObjective:
         network: nn.Module,
         anchor: Mapping[str, Tensor] | None = None,
         strength: float = 0.0,
+        seed: int = 0,
     ) -> None:
         self._mode: Mode = mode
         self._settings = settings
+        self._network, self._seed = network, seed
         parameters = dict(network.named_parameters())
         self._pulled = [(parameters[name], value) for name, value in (anchor or {}).items()]
         self._strength = strength
 
     def loss(self, forward: Forward, batch: Batch, step: int) -> tuple[Tensor, Terms]:
         """Return the loss of one batch; see :class:`Objective`."""
-        logits = forward(batch.image)
+        with use_generator(self._network, torch_generator(self._seed, "dropout", step)):
+            logits = forward(batch.image)
         loss, terms = segmentation_loss(
             logits, batch.target, batch.known, mode=self._mode, settings=self._settings
         )

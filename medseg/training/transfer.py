@@ -15,7 +15,7 @@ from medseg.training.finish import after_training
 from medseg.training.loop import TrainingResult, Validate, train
 from medseg.training.method import VARIATIONAL, MethodSettings, Source, TrainingPlan
 from medseg.training.objective import Objective, SegmentationObjective, VariationalObjective
-from medseg.training.start import load_source, new_network, start_from_kernels
+from medseg.training.start import new_network, start_from_kernels, started
 from medseg.variational.convert import to_variational
 
 
@@ -59,14 +59,8 @@ def finetune(
     """
     if method.method == "ri":
         return train_from_scratch(cases, plan, checkpoints=checkpoints)
-    if source is None:
-        raise TrainingError(
-            f"Method {method.method!r} transfers from a source, but none is given.",
-            hint="Give a source model, or use method 'ri'.",
-        )
-    network: nn.Module = new_network(plan.architecture, seed=plan.seed)
-    fresh = load_source(network, source, plan.regions)
-    if method.method in VARIATIONAL:
+    network, fresh = started(plan, method, source)
+    if source is not None and method.method in VARIATIONAL:
         network, objective = _variational(network, cases, plan, method, source)
     else:
         objective = deterministic_objective(network, plan, method, fresh)
@@ -121,6 +115,7 @@ def deterministic_objective(
         network=network,
         anchor=anchor,
         strength=method.l2sp_strength,
+        seed=plan.seed,
     )
 
 
@@ -133,7 +128,9 @@ def _variational(
 ) -> tuple[nn.Module, Objective]:
     fitted = source.priors_for(method)
     if method.method == "gaussian":
-        priors = source_centred_priors(network, relative_std=method.prior_relative_std)
+        priors = source_centred_priors(
+            network, relative_std=method.prior_relative_std, spread=method.prior_spread
+        )
     elif fitted is None:
         name = "" if method.prior is None else f" named {method.prior!r}"
         raise TrainingError(

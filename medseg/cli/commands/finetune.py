@@ -15,7 +15,9 @@ def finetune(
         ),
     ],
     out: Annotated[Path, typer.Option(help="Model folder to write.")],
-    method: Annotated[str, typer.Option(help="ri, pr, prf, l2sp, wise, gaussian or dwp.")] = "dwp",
+    method: Annotated[
+        str, typer.Option(help="ri, pr, prf, l2sp, wise, resampled, mc_dropout, gaussian or dwp.")
+    ] = "dwp",
     source: Annotated[
         list[Path] | None,
         typer.Option(
