@@ -148,6 +148,7 @@ def _spec(
         preprocess=protocol.preprocess,
         allow_missing=bool(arm.hidden_channels),
         variational=method.variational if random else None,
+        swag_rank=method.swag_rank if method.method == "swag" else 0,
         members=method.members,
         has_share=arm.distils,
         method=arm.label,

@@ -10,6 +10,7 @@ method          what it does
 ``wise``        ``pr``, then weights part of the way back to the source (Wortsman et al. 2022)
 ``resampled``   source weights, but each kernel is one drawn from its layer in the source networks
 ``mc_dropout``  ``pr`` with dropout of channels, also at prediction (Gal and Ghahramani 2016)
+``swag``        ``pr``, then a Gaussian over its last half of steps (Maddox et al. 2019)
 ``gaussian``    variational, prior is a Gaussian around the source weights (Krishnan et al. 2020)
 ``dwp``         variational, filter prior learned from the source networks (Atanov et al. 2019)
 ==============  ====================================================================================
@@ -35,7 +36,7 @@ from medseg.variational.elbo import ElboSettings
 from medseg.variational.settings import VariationalSettings
 
 MethodName = Literal[
-    "ri", "pr", "prf", "l2sp", "wise", "resampled", "mc_dropout", "gaussian", "dwp"
+    "ri", "pr", "prf", "l2sp", "wise", "resampled", "mc_dropout", "swag", "gaussian", "dwp"
 ]
 VARIATIONAL: tuple[MethodName, ...] = ("gaussian", "dwp")
 
@@ -55,6 +56,9 @@ class MethodSettings:
     noise: float = Field(default=0.0, ge=0)
     #: Share of the channels that ``mc_dropout`` leaves out after each block.
     dropout: float = Field(default=0.1, gt=0, lt=1)
+    #: Deviations of ``swag`` from the running mean that are kept, taken over the last half of the
+    #: steps.
+    swag_rank: int = Field(default=20, ge=2)
     #: Name of the filter prior of ``dwp`` in an experiment: one of ``protocol.priors``, or a kind;
     #: by default ``protocol.prior``.
     prior: str | None = None

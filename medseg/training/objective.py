@@ -19,6 +19,7 @@ from medseg.seeding import torch_generator
 from medseg.variational.elbo import ElboSettings, elbo_terms
 from medseg.variational.kl import network_kl
 from medseg.variational.sampling import use_generator
+from medseg.variational.swag import WeightMoments
 
 Terms = dict[str, float]
 Forward = Callable[[Tensor], Tensor]
@@ -104,6 +105,37 @@ class SegmentationObjective:
             loss = loss + self._strength * pull
             record["squared_distance"] = float(pull.detach())
         return loss, record
+
+
+class SwagObjective:
+    """Another objective, while the path of the weights is followed over the last half of the steps.
+
+    Parameters
+    ----------
+    base : Objective
+        Without parameters of its own.
+    network : Module
+    steps : int
+        Of the training.
+    rank : int
+        Deviations kept; as many moments are looked at, where there are as many steps.
+    """
+
+    def __init__(self, base: Objective, network: nn.Module, *, steps: int, rank: int) -> None:
+        self._base, self._network = base, network
+        self._first, self._every = steps // 2, max(1, (steps - steps // 2) // rank)
+        self.moments = WeightMoments(self._weights(), rank=rank)
+        # Kept in checkpoints; it has nothing to train.
+        self.extra: nn.Module | None = self.moments
+
+    def loss(self, forward: Forward, batch: Batch, step: int) -> tuple[Tensor, Terms]:
+        """Return the loss of one batch; see :class:`Objective`."""
+        if step >= self._first and (step - self._first) % self._every == 0:
+            self.moments.add(self._weights())
+        return self._base.loss(forward, batch, step)
+
+    def _weights(self) -> dict[str, Tensor]:
+        return dict(self._network.named_parameters())
 
 
 class VariationalObjective:

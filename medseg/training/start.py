@@ -62,7 +62,7 @@ def load_source(network: nn.Module, source: Source, regions: RegionSettings) -> 
 
 def started(
     plan: TrainingPlan, method: MethodSettings, source: Source | None
-) -> tuple[nn.Module, tuple[str, ...]]:
+) -> tuple[UNet, tuple[str, ...]]:
     """Return the network that a method starts with, and the prefixes of what is fresh in it.
 
     Raises

@@ -14,9 +14,15 @@ from medseg.training.checkpoint import Checkpoints
 from medseg.training.finish import after_training
 from medseg.training.loop import TrainingResult, Validate, train
 from medseg.training.method import VARIATIONAL, MethodSettings, Source, TrainingPlan
-from medseg.training.objective import Objective, SegmentationObjective, VariationalObjective
+from medseg.training.objective import (
+    Objective,
+    SegmentationObjective,
+    SwagObjective,
+    VariationalObjective,
+)
 from medseg.training.start import new_network, start_from_kernels, started
 from medseg.variational.convert import to_variational
+from medseg.variational.swag import SwagNetwork
 
 
 def train_from_scratch(
@@ -64,6 +70,10 @@ def finetune(
         network, objective = _variational(network, cases, plan, method, source)
     else:
         objective = deterministic_objective(network, plan, method, fresh)
+    if method.method == "swag":
+        objective = SwagObjective(
+            objective, network, steps=plan.training.steps, rank=method.swag_rank
+        )
     result = train(
         network,
         objective,
@@ -72,6 +82,8 @@ def finetune(
         fresh=fresh,
         checkpoints=checkpoints,
     )
+    if isinstance(objective, SwagObjective):
+        network = SwagNetwork(network, objective.moments).eval()
     return after_training(network, plan, method, source=source), result
 
 

@@ -4,19 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 from medseg.networks.dropout import ChannelDropout
 from medseg.variational.conv import VariationalConv
+from medseg.variational.swag import SwagNetwork
 
-RandomLayer = VariationalConv | ChannelDropout
+
+class RandomLayer(Protocol):
+    """Part of a network that can hold one draw."""
+
+    held_weight: Any
+    generator: torch.Generator | None
+
+    def draw(self, generator: torch.Generator | None = None) -> Any:
+        """Return what is held."""
+        ...
 
 
 def random_layers(network: nn.Module) -> list[RandomLayer]:
-    """Return the layers that draw something: variational convolutions and dropout."""
-    return [module for module in network.modules() if isinstance(module, RandomLayer)]
+    """Return the layers that draw something: variational convolutions, dropout, SWAG."""
+    return [
+        module
+        for module in network.modules()
+        if isinstance(module, VariationalConv | ChannelDropout | SwagNetwork)
+    ]
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from medseg.data.regions import RegionSettings
+from medseg.inference.ensemble import members_of
 from medseg.inference.model import Model, ModelSpec, build_network, load_model
 from medseg.inference.posterior import sample_probabilities
 from medseg.inference.settings import PredictSettings
@@ -43,6 +44,22 @@ def test_samples_differ_by_the_generator_alone(tmp_path: Path) -> None:
     model.save(tmp_path)
     assert all(torch.equal(a, b) for a, b in zip(first, draw(load_model(tmp_path)), strict=True))
     assert "dropout 3D" in (tmp_path / "card.md").read_text()
+
+
+def test_a_swag_posterior_comes_back_from_its_folder(tmp_path: Path) -> None:
+    plain = dataclasses.replace(SPEC.architecture, dropout=0.0)
+    spec = dataclasses.replace(SPEC, architecture=plain, swag_rank=3, members=2)
+    model, generator = Model(build_network(spec).eval(), spec), torch.Generator().manual_seed(1)
+    for member in members_of(model.network):
+        weights = dict(member.network.named_parameters())
+        for _ in range(5):
+            noise = {k: 0.1 * torch.randn(v.shape, generator=generator) for k, v in weights.items()}
+            member.moments.add({k: v + noise[k] for k, v in weights.items()})
+    model.save(tmp_path)
+    first, again = draw(model), draw(load_model(tmp_path))
+    assert len(first) == 4
+    assert not torch.equal(first[0], first[2])
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
 def test_without_a_held_draw_the_network_is_the_plain_one() -> None:

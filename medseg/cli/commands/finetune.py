@@ -16,7 +16,8 @@ def finetune(
     ],
     out: Annotated[Path, typer.Option(help="Model folder to write.")],
     method: Annotated[
-        str, typer.Option(help="ri, pr, prf, l2sp, wise, resampled, mc_dropout, gaussian or dwp.")
+        str,
+        typer.Option(help="ri, pr, prf, l2sp, wise, resampled, mc_dropout, swag, gaussian or dwp."),
     ] = "dwp",
     source: Annotated[
         list[Path] | None,
