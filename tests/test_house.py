@@ -149,6 +149,7 @@ def test_protocols_without_contract_tests_are_known() -> None:
         "Objective",  # tests/training: two implementations, each with laws of its own
         "PositionalPrior",  # tests/variational/test_kl.py: an optional part of FilterPrior
         "PriorTable",  # LayerPriors alone: tests/priors/test_layer_priors.py
+        "RandomLayer",  # what sampled_weights holds: test_sampling.py, test_swag.py
         "Undo",  # what Step.apply returns: test_steps.py
     }
     contracts = "".join(

@@ -125,6 +125,8 @@ class Arm:
 
     @model_validator(mode="after")
     def _one_student(self) -> "Arm":
+        if self.method.method == "swag" and self.objective is not None:
+            raise ValueError("swag follows its own training: no objective goes beside it")
         if self.distils and self.method.members > 1:
             raise ValueError(f"distillation gives one network, not {self.method.members} members")
         return self

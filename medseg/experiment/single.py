@@ -135,6 +135,7 @@ def _spec(
 ) -> ModelSpec:
     """Return the description of what an arm makes of networks of ``architecture``."""
     protocol, method = plan.protocol, arm.method
+    architecture = method.architecture(architecture)
     if arm.distils:
         architecture = replace(architecture, out_channels=2 * architecture.out_channels)
     random = method.method in VARIATIONAL and not arm.distils
@@ -148,6 +149,7 @@ def _spec(
         preprocess=protocol.preprocess,
         allow_missing=bool(arm.hidden_channels),
         variational=method.variational if random else None,
+        swag_rank=method.swag_rank if method.method == "swag" else 0,
         members=method.members,
         has_share=arm.distils,
         method=arm.label,

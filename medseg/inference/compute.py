@@ -68,7 +68,7 @@ def engine_for(model: Model, image: Image, *, settings: PredictSettings) -> Engi
             len(network.members),
         )
     # A full sample has other weights each time; networks of other makers stay as they are.
-    full = model.spec.variational is not None and settings.posterior == "full"
+    full = model.spec.is_random and settings.posterior == "full"
     if settings.engine == "eager" or full or not isinstance(network, UNet):
         return None
     key = (settings.engine, settings.precision, settings.profile == "fast", settings.threshold)

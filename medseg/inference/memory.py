@@ -178,7 +178,7 @@ class Job:
         weights = model.network.state_dict().values()
         c, x, y, z = image.shape
         source = torch.Size(source_shape or (x, y, z)).numel()
-        network = "samples" if model.spec.variational else "eager"
+        network = "samples" if model.spec.is_random else "eager"
         return cls(
             architecture=model.spec.architecture,
             weight_bytes=sum(weight.numel() * weight.element_size() for weight in weights),

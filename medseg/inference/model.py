@@ -27,6 +27,7 @@ from medseg.seeding import seeded_torch
 from medseg.settings import settings
 from medseg.variational.convert import to_variational
 from medseg.variational.settings import VariationalSettings
+from medseg.variational.swag import SwagNetwork, WeightMoments
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +53,8 @@ class ModelSpec:
         Whether the network was trained to do without some channels.
     variational : VariationalSettings or None
         None for a deterministic network.
+    swag_rank : int
+        Deviations of a SWAG posterior; 0 for none.
     members : int
         Networks in it, all of this architecture; their samples are mixed.
     has_share : bool
@@ -72,11 +75,18 @@ class ModelSpec:
     preprocess: PreprocessSettings
     allow_missing: bool = False
     variational: VariationalSettings | None = None
+    swag_rank: int = Field(default=0, ge=0)
     members: int = Field(default=1, ge=1)
     has_share: bool = False
     method: str
     temperature: float = Field(default=1.0, gt=0)
     training: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def is_random(self) -> bool:
+        """Whether samples differ: some weights, or the channels that pass, are random."""
+        random = self.variational is not None or self.swag_rank > 0
+        return random or self.architecture.dropout > 0
 
     @model_validator(mode="after")
     def _fits_together(self) -> "ModelSpec":
@@ -204,6 +214,9 @@ def _build_member(spec: ModelSpec) -> nn.Module:
     network: nn.Module = UNet(spec.architecture)
     if spec.variational is not None:
         network = to_variational(network, settings=spec.variational)
+    if spec.swag_rank > 0:
+        weights = dict(network.named_parameters())
+        network = SwagNetwork(network, WeightMoments(weights, rank=spec.swag_rank))
     return network
 
 

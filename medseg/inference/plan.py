@@ -69,7 +69,7 @@ def plan_prediction(
     engine = engine_for(model, seen, settings=wanted)
     job = Job.of(model, seen, source_shape=source_shape, engine=engine)
     chosen = fitted(wanted, job=job, device=device)
-    if engine is not None and not model.spec.variational:
+    if engine is not None and not model.spec.is_random:
         # An engine has a precision of its own.
         chosen = replace(chosen, precision="float32")
     return Plan(chosen, chosen.window or job.window_shape, engine, box)

@@ -20,8 +20,7 @@ from medseg.networks.precision import resolve_precision
 from medseg.networks.unet import UNet
 from medseg.seeding import torch_generator
 from medseg.shapes import Image
-from medseg.variational.convert import variational_layers
-from medseg.variational.sampling import sampled_weights
+from medseg.variational.sampling import random_layers, sampled_weights
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,7 @@ class PreparedPrediction:
 def sample_count(network: nn.Module, settings: PredictSettings) -> int:
     """Return how many samples a network is worth: one for each member where no weight is random."""
     members = len(members_of(network))
-    return max(settings.samples, members) if variational_layers(network) else members
+    return max(settings.samples, members) if random_layers(network) else members
 
 
 def sample_probabilities(
@@ -155,7 +154,7 @@ class _Sampler:
     def sample(self, index: int) -> Tensor:
         """Return the probabilities (n, x, y, z) of sample ``index`` of all."""
         network, settings = self._network, self._settings
-        if not variational_layers(network):
+        if not random_layers(network):
             return self._mean()
         generator = torch_generator(settings.seed, "posterior sample", index)
         if settings.posterior == "full":

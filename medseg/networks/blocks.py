@@ -12,6 +12,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from medseg.networks.conv_factory import ConvFactory
 from medseg.networks.convolution import PointwiseConv
+from medseg.networks.dropout import ChannelDropout
 from medseg.networks.norm_act import Activation, InstanceNormAct
 from medseg.shapes import ImageBatch
 
@@ -35,6 +36,8 @@ class BlockStyle:
     activation : {"relu", "leaky_relu", "elu", "none"}
     bias : bool
         Learn the shifts of normalisations and the biases of convolutions without one.
+    dropout : float
+        Share of the channels left out at random after each block.
     """
 
     dims: Literal[2, 3]
@@ -42,6 +45,7 @@ class BlockStyle:
     residual: bool
     activation: Activation
     bias: bool
+    dropout: float = 0.0
 
 
 class ConvBlock(nn.Module):
@@ -76,6 +80,7 @@ class ConvBlock(nn.Module):
         self.norms = nn.ModuleList(
             InstanceNormAct(out_channels, style.activation, shift=style.bias) for _ in inputs
         )
+        self.dropout = ChannelDropout(out_channels, style.dropout) if style.dropout > 0 else None
 
     def forward(self, image: ImageBatch) -> Features:
         """Return the block's features, on the grid divided by its stride."""
@@ -85,7 +90,7 @@ class ConvBlock(nn.Module):
             image = norm(conv(image), entry if self.residual and i == last else None)
             if entry is None:
                 entry = image
-        return image
+        return image if self.dropout is None else self.dropout(image)
 
 
 class UpStage(nn.Module):

@@ -41,6 +41,8 @@ class UNetSettings:
     #: that is normalised after, where they would cancel.
     bias: bool = False
     activation: Literal["relu", "leaky_relu", "elu"] = "relu"
+    #: Share of the channels left out at random after each block; 0 for no dropout.
+    dropout: float = Field(default=0.0, ge=0, lt=1)
 
 
 class UNet(nn.Module):
@@ -84,6 +86,7 @@ class UNet(nn.Module):
             residual=settings.residual,
             activation=settings.activation,
             bias=settings.bias,
+            dropout=settings.dropout,
         )
         convs = settings.encoder_convs
         self.stem = ConvBlock(settings.in_channels, widths[0], style=style, convs=convs)

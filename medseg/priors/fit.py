@@ -30,6 +30,9 @@ logger = logging.getLogger(__name__)
 # the layers.
 _DEPTH_FEATURES = 4
 
+#: Share of its layer's root mean square below which a weight's size sets no deviation.
+_SMALLEST_WEIGHT = 0.01
+
 _STEPS = {"fit": {"max_steps": 500}}
 
 #: Settings in which a model of kernels differs from the defaults of its kind: for some hundred to
@@ -211,7 +214,9 @@ def fit_priors(kernels: KernelSet, settings: FitPriorSettings, *, seed: int) -> 
     return LayerPriors(ordered, provenance=provenance)
 
 
-def source_centred_priors(network: nn.Module, *, relative_std: float) -> LayerPriors:
+def source_centred_priors(
+    network: nn.Module, *, relative_std: float, spread: Literal["layer", "weight"] = "layer"
+) -> LayerPriors:
     """Return Gaussians around the weights of one source network.
 
     Parameters
@@ -219,8 +224,10 @@ def source_centred_priors(network: nn.Module, *, relative_std: float) -> LayerPr
     network : Module
         Deterministic source network.
     relative_std : float
-        Standard deviation of every weight of a layer over the root mean square weight of that
-        layer.
+        Standard deviation of every weight over what ``spread`` says.
+    spread : {"layer", "weight"}
+        The root mean square weight of the layer, or the size of the weight itself (Krishnan et al.
+        2020, equation 6), with a floor of a hundredth of the former: a weight of 0 may move.
 
     Raises
     ------
@@ -230,8 +237,10 @@ def source_centred_priors(network: nn.Module, *, relative_std: float) -> LayerPr
     priors: dict[str, FilterPrior] = {}
     for name, kernels in layer_kernels(network).items():
         rms = kernels.double().square().mean().sqrt().float()
-        priors[name] = SourceCentredGaussian(kernels, relative_std * rms)
-    return LayerPriors(priors, provenance={"kind": "source_centred", "relative_std": relative_std})
+        size = rms if spread == "layer" else kernels.abs().clamp(min=_SMALLEST_WEIGHT * rms)
+        priors[name] = SourceCentredGaussian(kernels, relative_std * size)
+    provenance = {"kind": "source_centred", "relative_std": relative_std, "spread": spread}
+    return LayerPriors(priors, provenance=provenance)
 
 
 def anchored_priors(

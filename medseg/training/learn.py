@@ -37,9 +37,9 @@ from medseg.training.transfer import (
     after_training,
     deterministic_objective,
     finetune,
-    load_source,
     new_network,
     patch_sampler,
+    started,
 )
 from medseg.variational.convert import to_deterministic
 
@@ -169,14 +169,7 @@ def _with_lesson(
     teacher: nn.Module | None,
     checkpoints: Checkpoints | None,
 ) -> tuple[nn.Module, TrainingResult]:
-    network, fresh = new_network(plan.architecture, seed=plan.seed), ()
-    if method.method != "ri":
-        if source is None:
-            raise TrainingError(
-                f"Method {method.method!r} transfers from a source, but none is given.",
-                hint="Give a source model, or use method 'ri'.",
-            )
-        fresh = load_source(network, source, plan.regions)
+    network, fresh = started(plan, method, source)
     if isinstance(objective, DistillationSettings | RehearsalSettings):
         raise TrainingError(f"Objective {objective.kind!r} has no lesson of its own.")
     taught = lesson(

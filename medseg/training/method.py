@@ -1,6 +1,5 @@
 """Methods of transfer: what is kept of the source, and what holds on to it.
 
-============  ======================================================================================
 method        what it does
 ============  ======================================================================================
 ``ri``        random initialisation: no transfer
@@ -12,6 +11,22 @@ method        what it does
 ``dwp``       variational, prior over filters learned from the source networks (Atanov et al. 2019)
 ``anchored``  variational, a filter stays by its source or follows the learned prior of ``dwp``
 ============  ======================================================================================
+=======
+==============  ====================================================================================
+method          what it does
+==============  ====================================================================================
+``ri``          random initialisation: no transfer
+``pr``          source weights, all are trained (plain fine-tuning)
+``prf``         source weights, only the input and output blocks are trained
+``l2sp``        ``pr`` with a squared penalty to the source weights (Li et al. 2018)
+``wise``        ``pr``, then weights part of the way back to the source (Wortsman et al. 2022)
+``resampled``   source weights, but each kernel is one drawn from its layer in the source networks
+``mc_dropout``  ``pr`` with dropout of channels, also at prediction (Gal and Ghahramani 2016)
+``swag``        ``pr``, then a Gaussian over its last half of steps (Maddox et al. 2019)
+``gaussian``    variational, prior is a Gaussian around the source weights (Krishnan et al. 2020)
+``dwp``         variational, filter prior learned from the source networks (Atanov et al. 2019)
+``anchored``    variational, a filter stays by its source or follows the learned prior of ``dwp``
+==============  ====================================================================================
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,7 +48,19 @@ from medseg.training.loop import TrainingSettings
 from medseg.variational.elbo import ElboSettings
 from medseg.variational.settings import VariationalSettings
 
-MethodName = Literal["ri", "pr", "prf", "l2sp", "wise", "gaussian", "dwp", "anchored"]
+MethodName = Literal[
+    "ri",
+    "pr",
+    "prf",
+    "l2sp",
+    "wise",
+    "resampled",
+    "mc_dropout",
+    "swag",
+    "gaussian",
+    "dwp",
+    "anchored",
+]
 VARIATIONAL: tuple[MethodName, ...] = ("gaussian", "dwp", "anchored")
 #: Methods that need a filter prior.
 WITH_PRIOR: tuple[MethodName, ...] = ("dwp", "anchored")
@@ -50,6 +77,13 @@ class MethodSettings:
     #: Where the posterior means of ``dwp`` start: the source weights, samples of the prior, or
     #: source kernels drawn at random.
     init: Literal["source", "prior", "resampled"] = "source"
+    #: Deviation of the noise on kernels drawn at random, as a share of the rms of their layer.
+    noise: float = Field(default=0.0, ge=0)
+    #: Share of the channels that ``mc_dropout`` leaves out after each block.
+    dropout: float = Field(default=0.1, gt=0, lt=1)
+    #: Deviations of ``swag`` from the running mean that are kept, taken over the last half of the
+    #: steps.
+    swag_rank: int = Field(default=20, ge=2)
     #: Name of the filter prior of ``dwp`` and ``anchored`` in an experiment: one of
     #: ``protocol.priors``, or a kind; by default ``protocol.prior``.
     prior: str | None = None
@@ -57,9 +91,11 @@ class MethodSettings:
     l2sp_strength: float = Field(default=0.05, ge=0)
     #: Share of the way from the fine-tuned weights back to the source of ``wise``.
     wise_share: float = Field(default=0.5, ge=0, le=1)
-    #: Deviation around the source of ``gaussian`` and ``anchored``, as a share of the rms of the
-    #: layer's kernels.
+    #: Deviation around the source of ``gaussian`` and ``anchored``, as a share of what
+    #: ``prior_spread`` says.
     prior_relative_std: float = Field(default=0.2, gt=0)
+    #: The rms of the layer's kernels, or the size of each weight (as published).
+    prior_spread: Literal["layer", "weight"] = "layer"
     #: Chance of a kernel to stay by its source that ``anchored`` starts from.
     anchor_share: float = Field(default=0.9, gt=0, lt=1)
     #: Posterior of the variational methods.
@@ -76,12 +112,30 @@ class MethodSettings:
             )
         return self
 
+    @model_validator(mode="after")
+    def _noise_is_for_drawn_kernels(self) -> "MethodSettings":
+        drawn = self.method == "resampled" or self.init == "resampled"
+        if self.noise > 0 and not drawn:
+            raise ValueError(
+                f"noise is for kernels drawn at random, but the method is {self.method} and init "
+                f"is {self.init}"
+            )
+        return self
+
+    def architecture(self, plain: UNetSettings) -> UNetSettings:
+        """Return the architecture that the method trains: with dropout, or the one given."""
+        return replace(plain, dropout=self.dropout) if self.method == "mc_dropout" else plain
+
     @property
     def label(self) -> str:
         """Name in tables."""
         start = None if self.init == "source" else self.init
+        noisy = "noise" if self.noise > 0 else None
+        spread = None if self.prior_spread == "layer" else self.prior_spread
         several = f"x{self.members}" if self.members > 1 else None
-        return "_".join(part for part in (self.method, self.prior, start, several) if part)
+        return "_".join(
+            part for part in (self.method, self.prior, start, noisy, spread, several) if part
+        )
 
     @property
     def trained_as(self) -> "MethodSettings":

@@ -20,6 +20,7 @@ from medseg.seeding import torch_generator
 from medseg.variational.elbo import ElboSettings, elbo_terms
 from medseg.variational.kl import network_kl
 from medseg.variational.sampling import use_generator
+from medseg.variational.swag import WeightMoments
 
 Terms = dict[str, float]
 Forward = Callable[[Tensor], Tensor]
@@ -62,6 +63,8 @@ class SegmentationObjective:
         Weights to stay near to.
     strength : float
         Weight of the pull, per squared unit of weight.
+    seed : int
+        Of dropout, where the network has it.
 
     References
     ----------
@@ -79,16 +82,19 @@ class SegmentationObjective:
         network: nn.Module,
         anchor: Mapping[str, Tensor] | None = None,
         strength: float = 0.0,
+        seed: int = 0,
     ) -> None:
         self._mode: Mode = mode
         self._settings = settings
+        self._network, self._seed = network, seed
         parameters = dict(network.named_parameters())
         self._pulled = [(parameters[name], value) for name, value in (anchor or {}).items()]
         self._strength = strength
 
     def loss(self, forward: Forward, batch: Batch, step: int) -> tuple[Tensor, Terms]:
         """Return the loss of one batch; see :class:`Objective`."""
-        logits = forward(batch.image)
+        with use_generator(self._network, torch_generator(self._seed, "dropout", step)):
+            logits = forward(batch.image)
         loss, terms = segmentation_loss(
             logits, batch.target, batch.known, mode=self._mode, settings=self._settings
         )
@@ -123,6 +129,37 @@ class Held:
         # The training strategy may have moved the weight since.
         self.mean = self.mean.to(self.value.device)
         return 0.5 * ((self.value - self.mean) / self.std).square().sum()
+
+
+class SwagObjective:
+    """Another objective, while the path of the weights is followed over the last half of the steps.
+
+    Parameters
+    ----------
+    base : Objective
+        Without parameters of its own.
+    network : Module
+    steps : int
+        Of the training.
+    rank : int
+        Deviations kept; as many moments are looked at, where there are as many steps.
+    """
+
+    def __init__(self, base: Objective, network: nn.Module, *, steps: int, rank: int) -> None:
+        self._base, self._network = base, network
+        self._first, self._every = steps // 2, max(1, (steps - steps // 2) // rank)
+        self.moments = WeightMoments(self._weights(), rank=rank)
+        # Kept in checkpoints; it has nothing to train.
+        self.extra: nn.Module | None = self.moments
+
+    def loss(self, forward: Forward, batch: Batch, step: int) -> tuple[Tensor, Terms]:
+        """Return the loss of one batch; see :class:`Objective`."""
+        if step >= self._first and (step - self._first) % self._every == 0:
+            self.moments.add(self._weights())
+        return self._base.loss(forward, batch, step)
+
+    def _weights(self) -> dict[str, Tensor]:
+        return dict(self._network.named_parameters())
 
 
 class VariationalObjective:

@@ -9,7 +9,7 @@ from medseg.data.regions import RegionSettings
 from medseg.errors import TrainingError
 from medseg.networks.unet import UNet, UNetSettings
 from medseg.seeding import seeded_torch, torch_generator
-from medseg.training.method import MethodSettings, Source
+from medseg.training.method import MethodSettings, Source, TrainingPlan
 from medseg.variational.convert import to_variational, variational_layers
 
 log = logging.getLogger(__name__)
@@ -60,6 +60,30 @@ def load_source(network: nn.Module, source: Source, regions: RegionSettings) -> 
     return fresh
 
 
+def started(
+    plan: TrainingPlan, method: MethodSettings, source: Source | None
+) -> tuple[UNet, tuple[str, ...]]:
+    """Return the network that a method starts with, and the prefixes of what is fresh in it.
+
+    Raises
+    ------
+    TrainingError
+        The method needs a source, or its kernels, that are not given.
+    """
+    network = new_network(method.architecture(plan.architecture), seed=plan.seed)
+    if method.method == "ri":
+        return network, ()
+    if source is None:
+        raise TrainingError(
+            f"Method {method.method!r} transfers from a source, but none is given.",
+            hint="Give a source model, or use method 'ri'.",
+        )
+    fresh = load_source(network, source, plan.regions)
+    if method.method == "resampled":
+        start_from_kernels(network, method, source, seed=plan.seed)
+    return network, fresh
+
+
 def _shape(state: dict[str, Tensor], name: str) -> torch.Size | None:
     return state[name].shape if name in state else None
 
@@ -77,14 +101,18 @@ def start_from_kernels(
             raise TrainingError(f"Layer {name!r} must have a weight tensor, but it has none.")
         shape, generator = weight.shape, torch_generator(seed, "kernel start", name)
         n = shape[0] * shape[1]
-        if method.init == "prior" and priors is not None:
+        kind = "resampled" if method.method == "resampled" else method.init
+        if kind == "prior" and priors is not None:
             drawn = priors.sample(name, n, generator=generator)
         elif source.kernels is not None:
             drawn = source.kernels.resample(name, n, generator=generator)
         else:
             raise TrainingError(
-                f"A start from {method.init!r} needs the source's kernels or prior, but there are "
-                "none.",
+                f"A start from {kind!r} needs the source's kernels or prior, but there are none.",
                 hint="Harvest the source networks first.",
             )
+        if method.noise > 0:
+            rms = drawn.square().mean().sqrt()
+            normal = torch.randn(drawn.shape, generator=generator, dtype=drawn.dtype)
+            drawn = drawn + method.noise * rms * normal
         weight.copy_(drawn.view(shape))

@@ -15,9 +15,16 @@ from medseg.training.checkpoint import Checkpoints
 from medseg.training.finish import after_training
 from medseg.training.loop import TrainingResult, Validate, train
 from medseg.training.method import VARIATIONAL, MethodSettings, Source, TrainingPlan
-from medseg.training.objective import Held, Objective, SegmentationObjective, VariationalObjective
-from medseg.training.start import load_source, new_network, start_from_kernels
+from medseg.training.objective import (
+    Held,
+    Objective,
+    SegmentationObjective,
+    SwagObjective,
+    VariationalObjective,
+)
+from medseg.training.start import new_network, start_from_kernels, started
 from medseg.variational.convert import to_variational, variational_layers
+from medseg.variational.swag import SwagNetwork
 
 
 def train_from_scratch(
@@ -63,17 +70,15 @@ def finetune(
     """
     if method.method == "ri":
         return train_from_scratch(cases, plan, checkpoints=checkpoints, batches=batches)
-    if source is None:
-        raise TrainingError(
-            f"Method {method.method!r} transfers from a source, but none is given.",
-            hint="Give a source model, or use method 'ri'.",
-        )
-    network: nn.Module = new_network(plan.architecture, seed=plan.seed)
-    fresh = load_source(network, source, plan.regions)
-    if method.method in VARIATIONAL:
+    network, fresh = started(plan, method, source)
+    if source is not None and method.method in VARIATIONAL:
         network, objective = _variational(network, cases, plan, method, source, fresh)
     else:
         objective = deterministic_objective(network, plan, method, fresh)
+    if method.method == "swag":
+        objective = SwagObjective(
+            objective, network, steps=plan.training.steps, rank=method.swag_rank
+        )
     result = train(
         network,
         objective,
@@ -82,6 +87,8 @@ def finetune(
         fresh=fresh,
         checkpoints=checkpoints,
     )
+    if isinstance(objective, SwagObjective):
+        network = SwagNetwork(network, objective.moments).eval()
     return after_training(network, plan, method, source=source), result
 
 
@@ -125,6 +132,7 @@ def deterministic_objective(
         network=network,
         anchor=anchor,
         strength=method.l2sp_strength,
+        seed=plan.seed,
     )
 
 
@@ -159,8 +167,11 @@ def _variational(
 
 def _priors(network: nn.Module, method: MethodSettings, source: Source) -> LayerPriors:
     """Return the priors of a variational method; ``network`` has the source's weights."""
+    anchors = source_centred_priors(
+        network, relative_std=method.prior_relative_std, spread=method.prior_spread
+    )
     if method.method == "gaussian":
-        return source_centred_priors(network, relative_std=method.prior_relative_std)
+        return anchors
     fitted = source.priors_for(method)
     if fitted is None:
         name = "" if method.prior is None else f" named {method.prior!r}"
@@ -172,7 +183,6 @@ def _priors(network: nn.Module, method: MethodSettings, source: Source) -> Layer
     fitted = copy.deepcopy(fitted)
     if method.method == "dwp":
         return fitted
-    anchors = source_centred_priors(network, relative_std=method.prior_relative_std)
     return anchored_priors(anchors, fitted, share=method.anchor_share)
 
 

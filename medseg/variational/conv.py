@@ -170,6 +170,10 @@ class VariationalConv(nn.Module):
             twin.bias.requires_grad_(conv.bias.requires_grad)
         return twin.train(conv.training)
 
+    def draw(self, generator: torch.Generator | None = None) -> Tensor:
+        """Return one sample of the weights, (out, in, *k)."""
+        return self.posterior.rsample(generator)
+
     def to_conv(self) -> nn.Conv2d | nn.Conv3d:
         """Return a plain convolution whose weights are the posterior means, or the held sample."""
         held = self.held_weight

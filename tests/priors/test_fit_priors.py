@@ -15,7 +15,7 @@ from medseg.priors.fit import (
     source_centred_priors,
 )
 from medseg.priors.gaussian import DiagonalGaussian, FullGaussian, SourceCentredGaussian
-from medseg.priors.harvest import harvest
+from medseg.priors.harvest import harvest, layer_kernels
 from medseg.priors.kernel_set import KernelSet
 from medseg.priors.learned import VaePrior
 from medseg.seeding import torch_generator
@@ -134,6 +134,15 @@ def test_provenance_says_where_the_priors_come_from(kernels: KernelSet) -> None:
     assert provenance["kernels"] == kernels.hash
     assert provenance["settings"]["model"]["latent"] == 2
     assert provenance["fits"]["up.first"]["steps"] > 0
+
+
+def test_the_spread_of_a_source_centred_prior_may_follow_each_weight(make_network: Make) -> None:
+    network = make_network()
+    priors = source_centred_priors(network, relative_std=0.5, spread="weight")
+    for name, kernels in layer_kernels(network).items():
+        prior, floor = priors.prior_for(name), 0.01 * float(kernels.square().mean().sqrt())
+        assert isinstance(prior, SourceCentredGaussian)
+        torch.testing.assert_close(prior.std, 0.5 * kernels.abs().clamp(min=floor))
 
 
 def test_source_centred_priors_are_around_the_weights(make_network: Make) -> None:

@@ -15,17 +15,20 @@ from medseg.errors import TrainingError
 from medseg.priors.fit import FitPriorSettings, fit_priors
 from medseg.priors.harvest import layer_kernels
 from medseg.training.finish import interpolate
+from medseg.training.loop import train
+from medseg.training.objective import SegmentationObjective
+from medseg.training.start import load_source
 from medseg.training.transfer import (
     VARIATIONAL,
     MethodSettings,
     Source,
     finetune,
-    load_source,
     new_network,
+    patch_sampler,
 )
 from medseg.variational.convert import to_deterministic, variational_layers
 
-METHODS = ("ri", "pr", "prf", "l2sp", "wise", "gaussian", "dwp")
+METHODS = ("ri", "pr", "prf", "l2sp", "wise", "resampled", "mc_dropout", "swag", "gaussian", "dwp")
 #: A step that goes nowhere: the network returned is the one the training began with.
 STILL = {"steps": 1, "learning_rate": 1e-20}
 
@@ -169,7 +172,11 @@ def test_a_method_that_transfers_needs_a_source(toy, method):
     assert "method 'ri'" in str(caught.value.hint)
 
 
-@pytest.mark.parametrize("method", METHODS[1:])
+#: ``swag`` wraps what ``pr`` starts with.
+AT_SOURCE = [name for name in METHODS[1:] if name not in ("resampled", "swag")]
+
+
+@pytest.mark.parametrize("method", AT_SOURCE)
 def test_every_method_but_ri_starts_at_the_source(toy, source, method):
     network = to_deterministic(tuned(toy, source, method, **STILL))
     wanted = source.network.state_dict()
@@ -330,10 +337,73 @@ def test_resampling_needs_kernels(toy, source):
         tuned(toy, replace(source, kernels=None), "dwp", settings={"init": "resampled"})
 
 
+@pytest.mark.parametrize("noise", [0.0, 0.5])
+def test_resampled_starts_at_kernels_of_the_source_and_has_no_prior(toy, source, noise):
+    """The same draw as that of ``dwp``; noise adds its share of the layer's rms to each."""
+    settings = {"init": "resampled"}
+    wanted = to_deterministic(tuned(toy, source, "dwp", settings=settings, **STILL))
+    found = tuned(toy, source, "resampled", settings={"noise": noise}, **STILL)
+    assert not variational_layers(found)
+    for name, kernels in layer_kernels(found).items():
+        drawn = layer_kernels(wanted)[name]
+        added = float((kernels - drawn).square().mean() / drawn.square().mean()) ** 0.5
+        assert added == pytest.approx(noise, abs=1e-4 if noise == 0 else 0.15)
+    assert torch.allclose(found.head.weight, source.network.head.weight, atol=1e-6)
+
+
+def test_noise_without_drawn_kernels_is_refused():
+    with pytest.raises(ValidationError, match="kernels drawn at random"):
+        MethodSettings(method="pr", noise=0.1)
+
+
+def test_dropout_trains_another_way_and_is_the_same_each_time(toy, source):
+    one, again = (tuned(toy, source, "mc_dropout").state_dict() for _ in range(2))
+    plain = tuned(toy, source, "pr").state_dict()
+    assert same(again, one) == set(one)
+    assert "stem.convs.0.weight" not in same(one, plain)
+
+
+def test_swag_is_the_gaussian_of_the_path_of_pr(toy, source):
+    """Its mean is that of the weights over the last half of the steps."""
+    seen, settings = [], {"steps": 6, "ema_decay": 0.0}
+    for at in (3, 4, 5):
+        # The rate of each step depends on how many there are, so the path is stopped.
+        network = stopped(toy, source, at, **settings)
+        seen.append(torch.cat([value.flatten() for value in network.parameters()]))
+    found = tuned(toy, source, "swag", settings={"swag_rank": 3}, **settings)
+    moments = found.moments
+    path = torch.stack(seen).detach()
+    assert int(moments.count) == 3
+    torch.testing.assert_close(moments.mean, path.mean(0), atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(moments.square, path.square().mean(0), atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(moments.deviations[2], path[2] - path.mean(0), atol=1e-6, rtol=1e-3)
+    for name, value in moments.means().items():
+        assert torch.equal(found.network.get_parameter(name), value)
+
+
+def stopped(toy, source, at, **settings):
+    network = new_network(toy.plan().architecture, seed=toy.plan().seed)
+    load_source(network, source, toy.regions())
+    plan = toy.plan(**settings)
+    objective = SegmentationObjective(mode="regions", settings=plan.loss, network=network)
+    ask, kept = objective.loss, []
+
+    def loss(forward, batch, step):
+        if step == at:
+            kept.append(copy.deepcopy(network))
+        return ask(forward, batch, step)
+
+    objective.loss = loss
+    train(network, objective, patch_sampler(toy.cases(), plan), settings=plan.training)
+    return kept[0]
+
+
 def test_labels_tell_variants_apart():
     labels = [MethodSettings(method=m, init=i).label for m, i in VARIANTS]
     assert labels == ["gaussian", "dwp", "dwp_prior", "dwp_resampled"]
     named = [MethodSettings(method="dwp", prior="gmm", init=i).label for i in ("source", "prior")]
     assert named == ["dwp_gmm", "dwp_gmm_prior"]
+    assert MethodSettings(method="resampled", noise=0.1, members=3).label == "resampled_noise_x3"
+    assert MethodSettings(method="gaussian", prior_spread="weight").label == "gaussian_weight"
     with pytest.raises(ValidationError, match="prior belongs to the methods dwp"):
         MethodSettings(method="pr", prior="gmm")

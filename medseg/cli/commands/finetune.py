@@ -16,7 +16,10 @@ def finetune(
     ],
     out: Annotated[Path, typer.Option(help="Model folder to write.")],
     method: Annotated[
-        str, typer.Option(help="ri, pr, prf, l2sp, wise, gaussian, dwp or anchored.")
+        str,
+        typer.Option(
+            help="ri, pr, prf, l2sp, wise, resampled, mc_dropout, swag, gaussian, dwp or anchored."
+        ),
     ] = "dwp",
     source: Annotated[
         list[Path] | None,
