@@ -263,6 +263,16 @@ def test_classes_share_one_temperature() -> None:
     assert replace(model, calibration=two).head.temperature == two.temperatures[0]
 
 
+def test_a_students_shares_of_variance_are_left_as_they_are(fitted: Calibration) -> None:
+    plain = spec()
+    student = replace(
+        plain, has_share=True, architecture=replace(plain.architecture, out_channels=2)
+    )
+    model = Model(Bold(), student, calibration=fitted)
+    assert model.head.temperature == (fitted.temperatures[0], 1.0)
+    assert replace(model, temperatures=(2.0,)).head.temperature == (2.0, 1.0)
+
+
 # --- bad input ------------------------------------------------------------------------------------
 
 
