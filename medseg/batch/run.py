@@ -12,6 +12,7 @@ from typing import Literal
 from medseg.batch.ledger import Ledger, Work
 from medseg.batch.pipeline import PREDICT, WAIT_READ, WAIT_WRITE, Seconds, no_seconds, overlap
 from medseg.errors import ConfigError, DataError, MedsegError, ScanError
+from medseg.inference.decide import decide
 from medseg.inference.model import Model
 from medseg.inference.outputs import case_folder, cohort_rows, write_prediction
 from medseg.inference.predict import Observation, observe, prepare_for
@@ -44,6 +45,13 @@ _COHORT_COLUMNS = (
     "lesions",
     "mean_std",
     "samples",
+    "calibrated",
+    "coverage",
+    "conformal_low_ml",
+    "conformal_high_ml",
+    "review",
+    "doubt_percentile",
+    "reasons",
 )
 
 
@@ -167,9 +175,14 @@ class _Run:
         stage: Stage = "predict"
         try:
             prediction = observation.conclude()
+            known, decision = self.model.calibration, None
+            if known is not None:
+                decision = decide(prediction, known, settings=self.settings)
             stage = "write"
-            paths = write_prediction(prediction, self.out, provenance=_provenance(self, work))
-            rows = cohort_rows(prediction)
+            paths = write_prediction(
+                prediction, self.out, provenance=_provenance(self, work), decision=decision
+            )
+            rows = cohort_rows(prediction, decision)
             # With one region two names stand for one file; the order is the same in every run.
             outputs = list(dict.fromkeys(paths.values()))
             self.ledger.record(identifier, work=work, outputs=outputs, rows=rows)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from medseg.cli.app import app
 from medseg.cli.commands import (
+    calibrate,
     demo,
     evaluate,
     experiment,
@@ -26,6 +27,7 @@ COMMANDS = {
     "harvest": prior.harvest,
     "fit-prior": prior.fit_prior,
     "finetune": finetune.finetune,
+    "calibrate": calibrate.calibrate,
     "predict": predict.predict,
     "evaluate": evaluate.evaluate,
     "experiment": experiment.experiment,

@@ -5,7 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from medseg.config.build import build_cohort, data_faults, definition_of, plain, target_faults
+from medseg.config.build import (
+    build_cohort,
+    data_faults,
+    definition_of,
+    load_plan,
+    plain,
+    target_faults,
+)
 from medseg.config.catalog import DEFINITIONS, NETWORKS
 from medseg.config.load import apply_overrides, faulty, find_faults, validate
 from medseg.config.schema import DataConfig, FolderConfig
@@ -18,6 +25,32 @@ from medseg.networks.unet import UNetSettings
 
 #: Kinds that a folder is tried as.
 KINDS = tuple(DEFINITIONS)
+
+
+def plan_for(
+    data: str,
+    overrides: Sequence[str] = (),
+    *,
+    kind: str | None = None,
+    source: ModelSpec | None = None,
+    command: str = "",
+) -> ExperimentPlan:
+    """Return the plan of what is given as data: a folder of scans, or the YAML of an experiment.
+
+    Raises
+    ------
+    ConfigError
+        A kind was given, but no folder. For the rest see :func:`plan_for_folder` and
+        :func:`medseg.config.build.load_plan`.
+    """
+    if Path(data).is_dir():
+        return plan_for_folder(Path(data), overrides, kind=kind, source=source, command=command)
+    if kind is not None:
+        raise ConfigError(
+            f"--kind says what a folder of scans holds, but {data!r} is no folder.",
+            hint="Give the folder, or leave --kind out.",
+        )
+    return load_plan(data, overrides, command=command)
 
 
 def plan_for_folder(

@@ -249,6 +249,28 @@ def bootstrap_subjects(subjects: Sequence[str], *, seed: int, member: int) -> tu
     return tuple(pool[int(draw)] for draw in draws)
 
 
+def subject_folds(source: CaseSource, folds: int, *, seed: int) -> tuple[tuple[str, ...], ...]:
+    """Return the cases of each fold; each subject is in one, and folds differ by one at most.
+
+    Raises
+    ------
+    DataError
+        Fewer than two folds, or more folds than subjects.
+    """
+    ranked = _ranked(sorted(set(source.subjects)), seed)
+    if not 2 <= folds <= len(ranked):
+        raise DataError(
+            f"Folds are at least 2 and at most the subjects, but there are {folds} folds of "
+            f"{len(ranked)} subjects.",
+            hint="Ask for fewer folds or add subjects.",
+        )
+    place = {subject: index % folds for index, subject in enumerate(ranked)}
+    whose = list(zip(source.identifiers, source.subjects, strict=True))
+    return tuple(
+        tuple(case for case, subject in whose if place[subject] == fold) for fold in range(folds)
+    )
+
+
 @dataclass(frozen=True)
 class FewShotSubset:
     """The subjects of one few-shot training set.

@@ -45,7 +45,7 @@ def source_from(*models: Model, prior: Path | None = None, kernels: Path | None 
     )
 
 
-def _fingerprint(source: Source | None) -> str:
+def fingerprint(source: Source | None) -> str:
     """Return the hash of the weights, prior and kernels that a training starts from."""
     if source is None:
         return "none"
@@ -95,7 +95,7 @@ def finetune_target(
         spacing_mm=protocol.preprocess.spacing_mm or (1.0, 1.0, 1.0),
     )
     chosen = method if objective is None else (method, objective, scans)
-    checkpoints = Checkpoints(folder=out / "state", key=f"{key}-{chosen}-{_fingerprint(source)}")
+    checkpoints = Checkpoints(folder=out / "state", key=f"{key}-{chosen}-{fingerprint(source)}")
     networks, results = zip(
         *(
             learn(

@@ -89,8 +89,8 @@ class FocusedPosterior:
         )
         self._image = image if self.whole else image[(slice(None), *self.box)].contiguous()
         if not self.whole:
-            logits = _to_logits(mean[(slice(None), *self.box)], mode)
-            self._offset = logits.sub_(_to_logits(predict(self._image), mode))
+            logits = to_logits(mean[(slice(None), *self.box)], mode)
+            self._offset = logits.sub_(to_logits(predict(self._image), mode))
 
     def sample(self, generator: torch.Generator) -> Tensor:
         """Return the probabilities (n, x, y, z) of the weights that a generator draws."""
@@ -98,13 +98,13 @@ class FocusedPosterior:
             probabilities = self._predict(self._image)
         if self.whole:
             return probabilities
-        logits = _to_logits(probabilities, self._mode).add_(self._offset)
+        logits = to_logits(probabilities, self._mode).add_(self._offset)
         sample = self._mean.clone()
         sample[(slice(None), *self.box)] = to_probabilities(logits[None], mode=self._mode)[0]
         return sample
 
 
-def _to_logits(probabilities: Tensor, mode: HeadMode) -> Tensor:
+def to_logits(probabilities: Tensor, mode: HeadMode) -> Tensor:
     """Return logits (n, x, y, z) that `to_probabilities` takes back to (n, x, y, z)."""
     if mode == "regions":
         return probabilities.logit(eps=_CLIP)

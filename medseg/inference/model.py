@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from medseg import __version__
+from medseg.calibration import record
+from medseg.calibration.record import Calibration, read_calibration, write_calibration
 from medseg.data.regions import RegionSettings
 from medseg.errors import ModelError
 from medseg.inference.card import model_card
@@ -124,6 +126,10 @@ class Model:
     spec : ModelSpec
     folder : Path, optional
         Where it was loaded from; compiled forms of it are kept there.
+    calibration : Calibration, optional
+        What labelled cases said of it.
+    temperatures : tuple of float, optional
+        Of each region, in place of the description's; by default those of the calibration.
     engines : dict
         What computes its logits, by what was asked for: see ``medseg.inference.compute``.
     """
@@ -131,20 +137,33 @@ class Model:
     network: nn.Module
     spec: ModelSpec
     folder: Path | None = None
+    calibration: Calibration | None = None
+    temperatures: tuple[float, ...] | None = None
     engines: dict[Hashable, Any] = field(default_factory=dict, repr=False)
 
     @property
     def head(self) -> Head:
         """How the network's logits are read."""
-        spec = self.spec
-        return Head(spec.regions, spec.architecture.dims, spec.temperature, spec.has_share)
+        spec, temperature = self.spec, self.temperatures
+        if temperature is None and self.calibration is not None:
+            temperature = self.calibration.temperatures
+        if temperature is None:
+            chosen = spec.temperature
+        elif spec.regions.mode == "classes":
+            chosen = temperature[0]  # a softmax has one
+        else:
+            # Shares of variance are no probabilities of a region.
+            chosen = temperature + (1.0,) * (len(temperature) if spec.has_share else 0)
+        return Head(spec.regions, spec.architecture.dims, chosen, spec.has_share)
 
     def fingerprint(self) -> str:
-        """Return a SHA-256 over description and weights; equal models have equal ones."""
+        """Return a SHA-256 over description, weights and calibration."""
         digest = hashlib.sha256(json.dumps(spec_to_json(self.spec), sort_keys=True).encode())
         for name, value in sorted(_tensors(self.network).items()):
             digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
             digest.update(value.flatten().view(torch.uint8).numpy().data)
+        if self.calibration is not None:
+            digest.update(repr(self.calibration).encode())
         return digest.hexdigest()
 
     def save(self, folder: Path) -> None:
@@ -155,9 +174,11 @@ class Model:
         folder : Path
             Gets ``model.safetensors``, ``model.json`` and ``card.md``. The description goes last
             and names the hash of the weights: a model torn by a crash is noticed when it is loaded.
+            A calibration that lies there is of other weights, and goes.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        (folder / record.NAME).unlink(missing_ok=True)
         tensors = _tensors(self.network)
         with atomic_path(folder / WEIGHTS_NAME) as temporary:
             save_file(tensors, temporary)
@@ -172,6 +193,12 @@ class Model:
                 "spec": spec,
             },
         )
+
+
+def save_calibration(folder: Path, calibration: Calibration) -> None:
+    """Write the calibration of the model in a folder beside it."""
+    digest = file_sha256(Path(folder) / WEIGHTS_NAME)
+    write_calibration(Path(folder) / record.NAME, replace(calibration, weights_sha256=digest))
 
 
 def spec_to_json(spec: ModelSpec) -> dict[str, Any]:
@@ -220,7 +247,9 @@ def _build_member(spec: ModelSpec) -> nn.Module:
     return network
 
 
-def load_model(folder: Path, *, device: torch.device | str = "cpu") -> Model:
+def load_model(
+    folder: Path, *, device: torch.device | str = "cpu", ignore_calibration: bool = False
+) -> Model:
     """Return the model in a folder, ready to predict.
 
     Parameters
@@ -229,12 +258,15 @@ def load_model(folder: Path, *, device: torch.device | str = "cpu") -> Model:
         As written by :meth:`Model.save`.
     device : torch.device or str
         Where the weights go.
+    ignore_calibration : bool
+        Load none, for example because a new one is to take its place.
 
     Raises
     ------
     ModelError
         A file is missing or damaged, the weights are not those of the description, or a tensor is
-        missing, left over or of another shape; each is named. Nothing is loaded in part.
+        missing, left over or of another shape; each is named. Nothing is loaded in part. Or there
+        is a calibration, but of other weights.
     """
     folder = Path(folder)
     description = _read_description(folder)
@@ -244,7 +276,8 @@ def load_model(folder: Path, *, device: torch.device | str = "cpu") -> Model:
             f"A model folder holds {WEIGHTS_NAME}, but {folder} does not.",
             hint="Copy the whole folder, or train the model again.",
         )
-    if file_sha256(path) != description.get("weights_sha256"):
+    digest = file_sha256(path)
+    if digest != description.get("weights_sha256"):
         raise ModelError(
             f"The weights of {folder} must be those its {SPEC_NAME} was written for, but their "
             "hashes differ.",
@@ -260,8 +293,12 @@ def load_model(folder: Path, *, device: torch.device | str = "cpu") -> Model:
         ) from error
     _check_tensors(tensors, expected=network.state_dict(), path=path)
     network.load_state_dict(tensors)
+    found = None
+    if not ignore_calibration:
+        names = tuple(spec.regions.names)
+        found = read_calibration(folder / record.NAME, weights_sha256=digest, regions=names)
     log.info("loaded all %d tensors of %s (method %s)", len(tensors), folder, spec.method)
-    return Model(network.to(device).eval(), spec, folder)
+    return Model(network.to(device).eval(), spec, folder, calibration=found)
 
 
 def _read_description(folder: Path) -> dict[str, Any]:

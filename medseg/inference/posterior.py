@@ -13,7 +13,7 @@ from medseg.data.regions import RegionSettings, decode
 from medseg.inference.engines.torch_fast import PRECISIONS, TorchEngine
 from medseg.inference.ensemble import members_of
 from medseg.inference.focused import FocusedPosterior
-from medseg.inference.predictor import Engine, SlidingWindow
+from medseg.inference.predictor import Engine, SlidingWindow, Temperature
 from medseg.inference.settings import PredictSettings
 from medseg.inference.uncertainty import RunningStatistics, SampleStatistics, statistics_of_share
 from medseg.networks.precision import resolve_precision
@@ -33,8 +33,8 @@ class Head:
         Names, and whether they are overlapping regions or exclusive classes.
     dims : 2 or 3
         Spatial axes the network sees; 2 means axial slices.
-    temperature : float
-        Logits are divided by it.
+    temperature : float or tuple of float
+        Logits are divided by it; one for each channel, or one for all.
     has_share : bool
         Of a distilled network: after the probabilities of the regions come, one for each, the
         shares of variance between the samples that it learned from.
@@ -42,7 +42,7 @@ class Head:
 
     regions: RegionSettings
     dims: int = 3
-    temperature: float = 1.0
+    temperature: Temperature = 1.0
     has_share: bool = False
 
 

@@ -23,6 +23,9 @@ from medseg.preprocess.prepare import PreparedCase, prepare
 from medseg.preprocess.resample import resample
 from medseg.scan import Case
 
+#: Of intensities inside the brain, and voxels that they are taken from.
+_QUANTILES, _MOST_LOOKED_AT = (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98), 100_000
+
 
 @dataclass(frozen=True, eq=False)
 class SourceMaps:
@@ -82,6 +85,8 @@ class Prediction:
         Volume of each region in each sample.
     lesions : tuple of Lesion
         Of all regions, the largest of each first.
+    intensities : ndarray, shape (c * q,)
+        Quantiles of each prepared channel inside the brain; 0 for one that is missing.
     computed : mapping
         Engine, precision and windows, for the record.
     """
@@ -98,6 +103,7 @@ class Prediction:
     std: SourceMaps
     volumes_ml: NDArray[np.float64]
     lesions: tuple[Lesion, ...]
+    intensities: NDArray[np.float64]
     computed: Mapping[str, object]
 
     @property
@@ -177,6 +183,8 @@ class Observation:
         Of each region, in every sample but the last.
     last : Tensor, shape (channels, x', y', z')
         Probabilities of the last sample, on the network's grid.
+    intensities : ndarray
+        As in :class:`Prediction`.
     computed : mapping
         Engine, precision and windows, for the record.
     """
@@ -191,6 +199,7 @@ class Observation:
     statistics: Sequence[SampleStatistics]
     samples: tuple[PackedMasks, ...]
     last: Tensor
+    intensities: NDArray[np.float64]
     computed: Mapping[str, object]
 
     def conclude(self) -> Prediction:
@@ -233,6 +242,7 @@ class Observation:
             std=std,
             volumes_ml=_volumes_ml(self.samples, self.source_grid),
             lesions=tuple(lesions),
+            intensities=self.intensities,
             computed=self.computed,
         )
 
@@ -284,8 +294,16 @@ def observe(
         else [statistics_of_share(*one) for one in zip(last, share, strict=True)],
         samples=samples,
         last=last,
+        intensities=_intensities(prepared),
         computed=plan.describe(),
     )
+
+
+def _intensities(prepared: PreparedCase) -> NDArray[np.float64]:
+    """Return quantiles of each channel inside the brain, one channel after the other."""
+    inside = prepared.image[:, prepared.brain].numpy()
+    some = inside[:, :: max(1, inside.shape[1] // _MOST_LOOKED_AT)].astype(np.float64)
+    return np.quantile(some, _QUANTILES, axis=1).T.ravel()
 
 
 def _decided(maps: SourceMaps, regions: RegionSettings, threshold: float) -> Iterator[Tensor]:

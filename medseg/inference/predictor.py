@@ -48,21 +48,29 @@ class Predictor(Protocol):
         ...
 
 
-def to_probabilities(logits: Tensor, *, mode: HeadMode, temperature: float = 1.0) -> Tensor:
+#: One for all channels of a head, or one for each.
+Temperature = float | tuple[float, ...]
+
+
+def to_probabilities(logits: Tensor, *, mode: HeadMode, temperature: Temperature = 1.0) -> Tensor:
     """Return sigmoids per region, or a softmax over axis 1, of ``logits / temperature``.
 
     Parameters
     ----------
     logits : Tensor, shape (b, n, *s)
     mode : "regions" or "classes"
-    temperature : float
+    temperature : float, or n of them
         Above 1 it makes probabilities less extreme.
 
     References
     ----------
     Guo et al. 2017, "On calibration of modern neural networks", section 4.2.
     """
-    scaled = logits.float() / temperature
+    if isinstance(temperature, tuple):
+        scale = torch.tensor(temperature, device=logits.device)
+        scaled = logits.float() / scale.view(1, -1, *[1] * (logits.ndim - 2))
+    else:
+        scaled = logits.float() / temperature
     return scaled.sigmoid() if mode == "regions" else scaled.softmax(dim=1)
 
 
@@ -77,8 +85,8 @@ class SlidingWindow:
         How logits become probabilities.
     dims : 2 or 3
         Spatial axes that the network sees; 2 means slices along the last axis of the volume.
-    temperature : float
-        Logits are divided by it.
+    temperature : float or tuple of float
+        Logits are divided by it; one for each channel, or one for all.
     device : torch.device
         Where the network is; windows travel there, results come back to the image's device.
     dtype : torch.dtype
@@ -104,12 +112,13 @@ class SlidingWindow:
         *,
         mode: HeadMode,
         dims: int = 3,
-        temperature: float = 1.0,
+        temperature: Temperature = 1.0,
         device: torch.device | None = None,
         dtype: torch.dtype = torch.float32,
         settings: PredictSettings | None = None,
     ) -> None:
-        if dims not in (2, 3) or not temperature > 0:
+        several = temperature if isinstance(temperature, tuple) else (temperature,)
+        if dims not in (2, 3) or not all(one > 0 for one in several):
             raise ConfigError(
                 "A predictor needs 2 or 3 spatial axes and a positive temperature, but they are "
                 f"{dims} and {temperature}.",

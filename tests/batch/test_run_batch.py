@@ -213,8 +213,8 @@ def test_an_interruption_while_writing_is_not_taken_for_a_result(
     predict(tmp_path, items("a"))
     real = batch_run.write_prediction
 
-    def torn(prediction, folder, *, provenance):
-        real(prediction, folder, provenance=provenance)
+    def torn(prediction, folder, **more):
+        real(prediction, folder, **more)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(batch_run, "write_prediction", torn)

@@ -12,6 +12,7 @@ from medseg.data.splits import (
     load_or_make_split,
     load_split,
     split_by_subject,
+    subject_folds,
 )
 from medseg.errors import DataError
 from medseg.scan import Case
@@ -180,3 +181,20 @@ def test_all_subsets() -> None:
         few_shot_subsets(["a", "b"], [5])
     with pytest.raises(DataError, match="10000 subsets"):
         few_shot_subsets([f"s{index}" for index in range(40)], [20])
+
+
+@given(subjects=st.integers(2, 12), folds=st.integers(2, 12), seed=st.integers(0, 5))
+def test_folds_leave_out_every_case_once_and_whole_subjects(
+    subjects: int, folds: int, seed: int
+) -> None:
+    source = listing(subjects)
+    if folds > subjects:
+        with pytest.raises(DataError, match="at most the subjects"):
+            subject_folds(source, folds, seed=seed)
+        return
+    parts = subject_folds(source, folds, seed=seed)
+    assert sorted(case for part in parts for case in part) == sorted(source.identifiers)
+    whose = dict(zip(source.identifiers, source.subjects, strict=True))
+    people = [{whose[case] for case in part} for part in parts]
+    assert sum(map(len, people)) == subjects
+    assert max(map(len, people)) - min(map(len, people)) <= 1

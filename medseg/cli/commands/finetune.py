@@ -51,36 +51,48 @@ def finetune(
     scans: Annotated[
         str, typer.Option(help="More scans to learn from: a name under scans in the YAML.")
     ] = "",
+    calibrate: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            metavar="FOLDS",
+            help="Calibrate too: train so many networks more, each without some subjects, and "
+            "compare what they say of these with the masks. 0: not.",
+        ),
+    ] = 0,
+    coverage: Annotated[
+        float, typer.Option(help="What the calibration promises: 0.9 takes 9 subjects.")
+    ] = 0.9,
 ) -> None:
     """Fine-tune on every case of the target and save the model."""
+    from functools import partial
+
+    from medseg.calibration.conformal import check_coverage
+    from medseg.calibration.settings import CalibrationSettings
     from medseg.cli.session import begin, log
-    from medseg.config.build import load_arm, load_plan
-    from medseg.config.folder import plan_for_folder
-    from medseg.errors import ConfigError
+    from medseg.config.build import load_arm
+    from medseg.config.folder import plan_for
+    from medseg.experiment.crossfit import finetune_calibrated
     from medseg.experiment.run import plan_key
     from medseg.experiment.single import finetune_target, source_from
     from medseg.inference.model import load_model
 
+    check_coverage(coverage)
     arm = load_arm(method, options or (), objective=objective, scans=scans)
     chosen = arm.method
     _check_needs(chosen.method, source=source, prior=prior)
-    models = [load_model(folder) for folder in source or ()]
-    model = models[0] if models else None
+    models = [load_model(folder, ignore_calibration=True) for folder in source or ()]
+    spec = models[0].spec if models else None
     command = f"medseg finetune {data}"
-    if Path(data).is_dir():
-        spec = None if model is None else model.spec
-        plan = plan_for_folder(Path(data), overrides or (), kind=kind, source=spec, command=command)
-    elif kind is not None:
-        raise ConfigError(
-            f"--kind says what a folder of scans holds, but {data!r} is no folder.",
-            hint="Give the folder, or leave --kind out.",
-        )
-    else:
-        plan = load_plan(data, overrides or (), command=command)
+    plan = plan_for(data, overrides or (), kind=kind, source=spec, command=command)
     begin(out)
     log.info("%s: %d cases (%s)", plan.title, len(plan.target.source), plan.target.source.name)
-    loaded = None if model is None else source_from(*models, prior=prior, kernels=kernels)
-    finetune_target(
+    loaded = source_from(*models, prior=prior, kernels=kernels) if models else None
+    train = finetune_target
+    if calibrate:
+        asked = CalibrationSettings(coverage=coverage)
+        train = partial(finetune_calibrated, folds=calibrate, settings=asked)
+    train(
         plan,
         chosen,
         source=loaded,

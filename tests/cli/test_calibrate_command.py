@@ -1,0 +1,150 @@
+"""From a few labelled phantoms to a calibrated model and its decisions, by the command line."""
+
+import json
+import shutil
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from medseg.calibration.record import NAME
+from medseg.cli.main import main
+from medseg.experiment import crossfit
+from medseg.inference.model import load_model
+from medseg.io.atomic import read_table
+
+FAST = (
+    "target.settings.spacing_mm=8.0",
+    "protocol.preprocess.spacing_mm=[8,8,8]",
+    "protocol.patch.size=[16,16,16]",
+    "protocol.patch.batch_size=1",
+    "protocol.target_training.steps=2",
+    "protocol.target_training.device=cpu",
+)
+TARGET = ("experiment/demo", *FAST, "target.settings.n_subjects=4")
+
+
+def run(*argv: object) -> int:
+    return main([str(part) for part in argv])
+
+
+def finetune(out: Path, *options: object) -> int:
+    return run("finetune", *TARGET, "--method", "ri", "--out", out, *options)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("models") / "calibrated"
+    assert finetune(out, "--calibrate", 2, "--coverage", 0.75) == 0
+    return out
+
+
+def write_case(folder: Path, *, affine: np.ndarray) -> Path:
+    rng = np.random.default_rng(0)
+    head = np.zeros((22, 26, 20), dtype=np.float32)
+    head[3:-3, 3:-3, 3:-3] = 100 + 10 * rng.standard_normal((16, 20, 14))
+    folder.mkdir(parents=True)
+    for name in ("flair", "t1c"):
+        nib.save(nib.Nifti1Image(head, affine), folder / f"{name}.nii.gz")
+    return folder
+
+
+def test_a_model_is_calibrated_while_it_is_made_and_used_so(model: Path, tmp_path: Path) -> None:
+    loaded = load_model(model)
+    known = loaded.calibration
+    assert known is not None
+    assert (known.method, known.n, known.coverage) == ("cross-fitted", 4, 0.75)
+    assert set(known.regions) == {"core", "whole"}
+    assert not (model / "folds").exists()
+    assert len(loaded.spec.training["subjects"]) == 4
+    affine = np.diag([-7.0, 6.0, 7.0, 1.0])
+    affine[:3, 3] = (30, -20, 12)
+    scans, out = write_case(tmp_path / "scans" / "case1", affine=affine).parent, tmp_path / "out"
+    assert run("predict", model, scans, out, "--device", "cpu", "--engine", "eager") == 0
+    written = json.loads((out / "case1" / "case1.json").read_text())
+    assert written["calibrated"] is True
+    assert written["calibration"]["method"] == "cross-fitted"
+    assert written["calibration"]["settings_that_differ"] == []
+    for region in written["regions"]:
+        assert region["volume_conformal_ml"]["subjects"] == 4
+        assert region["volume_conformal_ml"]["is_finite"]
+        for kind in ("inner", "outer"):
+            image = nib.load(out / "case1" / f"case1_{region['name']}_{kind}.nii.gz")
+            np.testing.assert_allclose(image.affine, affine, atol=1e-4)
+    rows = read_table(out / "cohort.tsv")
+    assert [row["calibrated"] for row in rows] == ["True", "True"]
+    assert {row["review"] for row in rows} <= {"True", "False"}
+    assert rows[0]["coverage"] == "0.75"
+
+
+def test_a_stale_calibration_stops_a_prediction(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert finetune(tmp_path / "other", "protocol.seed=5") == 0
+    shutil.copy(model / NAME, tmp_path / "other" / NAME)
+    case = write_case(tmp_path / "scans", affine=np.diag([7.0, 6.0, 7.0, 1.0]))
+    assert run("predict", tmp_path / "other", case, tmp_path / "out") == 2
+    assert "fitted to others" in capsys.readouterr().err
+
+
+def test_a_model_is_calibrated_on_cases_that_it_never_saw(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = shutil.copytree(model, tmp_path / "mine")
+    before = (mine / NAME).read_bytes()
+    argv = ("calibrate", mine, *TARGET, "--device", "cpu", "--coverage", 0.8)
+    assert run(*argv) == 4
+    shown = capsys.readouterr().err
+    assert "was not trained on" in shown
+    assert "--other-people" in shown
+    assert (mine / NAME).read_bytes() == before
+    assert run(*argv, "--other-people") == 0
+    capsys.readouterr()
+    assert run(*argv, "target.settings.seed=77") == 0
+    known = load_model(mine).calibration
+    assert known is not None
+    assert (known.method, known.n) == ("held-out", 4)
+    assert capsys.readouterr().out == f"{mine / NAME}\n"
+
+
+def test_an_interrupted_cross_fit_goes_on(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, options = tmp_path / "parts", ("--calibrate", 2, "--coverage", 0.75)
+    real, trained = crossfit.finetune_target, []
+
+    def second_fold_is_interrupted(plan, *args, **more):
+        trained.append(more["out"].name)
+        if len(trained) == 2:
+            raise KeyboardInterrupt
+        return real(plan, *args, **more)
+
+    monkeypatch.setattr(crossfit, "finetune_target", second_fold_is_interrupted)
+    assert finetune(out, *options) == 130
+    assert not (out / NAME).exists()
+    assert finetune(out, *options) == 0
+    assert trained == ["fold_1_of_2", "fold_2_of_2", "fold_2_of_2", "parts"]
+    assert (out / NAME).read_bytes() == (model / NAME).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        (("--calibrate", 9), 4, "9 folds of 4 subjects"),
+        (("--calibrate", 1), 4, "at least 2"),
+        (("--calibrate", 2, "--coverage", 1), 2, "between 0 and 1"),
+        (("--calibrate", 2, "--coverage", 90), 2, "between 0 and 1"),
+        (("--calibrate", -1), 2, "--calibrate"),
+    ],
+)
+def test_what_cannot_be_calibrated_costs_no_training(
+    options: tuple[object, ...],
+    code: int,
+    words: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert finetune(tmp_path / "out", *options) == code
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "out" / "model.json").exists()

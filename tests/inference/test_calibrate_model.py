@@ -1,0 +1,331 @@
+"""A calibration of a network whose mistakes are known."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from medseg.calibration.record import NAME, Calibration
+from medseg.calibration.settings import CalibrationSettings
+from medseg.data.regions import RegionSettings
+from medseg.errors import ConfigError, DataError, ModelError, ScanError
+from medseg.geometry import Grid
+from medseg.inference.calibrate import HeldOut, calibrate
+from medseg.inference.decide import decide
+from medseg.inference.evidence import shape_features
+from medseg.inference.model import Model, ModelSpec, load_model, save_calibration
+from medseg.inference.outputs import cohort_rows, write_prediction
+from medseg.inference.predict import Prediction, predict_case
+from medseg.inference.settings import PredictSettings
+from medseg.networks.unet import UNet, UNetSettings
+from medseg.preprocess.prepare import PreprocessSettings
+from medseg.scan import Case, LabelMap, Scan
+
+SHAPE = (12, 14, 11)
+GRID = Grid(SHAPE, np.diag([-3.0, 2.0, 2.5, 1.0]))
+PREDICT = PredictSettings(device="cpu", precision="float32", engine="eager")
+SHARE_TRUE = CalibrationSettings(coverage=0.75)
+
+
+class Bold(nn.Module):
+    """Logits are the scan, which is the log odds of the truth, three times over."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return 3.0 * images[:, :1]
+
+
+def spec(mode: str = "regions") -> ModelSpec:
+    outputs = 1 if mode == "regions" else 2
+    return ModelSpec(
+        architecture=UNetSettings(in_channels=1, out_channels=outputs, widths=(3, 4)),
+        channels=("flair",),
+        regions=RegionSettings(mode=mode, names=("lesion",)),  # type: ignore[arg-type]
+        region_definition={"lesion": (1,)},
+        preprocess=PreprocessSettings(spacing_mm=None, normalise="none"),
+        method="test",
+    )
+
+
+def case(number: int, *, empty: bool = False, shift: float = 0.0) -> Case:
+    """Return a scan of log odds around a blob, and a truth drawn from them."""
+    rng = np.random.default_rng(number)
+    places = np.stack(np.meshgrid(*(np.arange(n) for n in SHAPE), indexing="ij"), axis=-1)
+    radius = rng.uniform(2.0, 4.0)
+    odds = 2.0 * (radius - np.linalg.norm(places - np.array(SHAPE) / 2, axis=-1))
+    odds = odds.clip(-6, 6) + rng.normal(scale=0.3, size=SHAPE) + shift
+    truth = (rng.random(SHAPE) < 1 / (1 + np.exp(-odds))) & (not empty)
+    return Case(
+        identifier=f"c{number}",
+        subject=f"s{number}",
+        scans={"flair": Scan(torch.from_numpy(odds).float(), GRID)},
+        label=LabelMap(torch.from_numpy(truth.astype(np.uint8)), GRID),
+        brain=LabelMap(torch.ones(SHAPE, dtype=torch.uint8), GRID),
+    )
+
+
+def held_out(cases: list[Case], model: Model | None = None) -> list[HeldOut]:
+    return [
+        HeldOut(
+            identifier=one.identifier,
+            subject=one.subject,
+            model=model or Model(Bold(), spec()),
+            load=lambda one=one: one,
+            definition={"lesion": (1,)},
+        )
+        for one in cases
+    ]
+
+
+@pytest.fixture(scope="module")
+def fitted() -> Calibration:
+    cases = [case(number) for number in range(8)] + [case(8, empty=True)]
+    return calibrate(held_out(cases), predict=PREDICT, settings=SHARE_TRUE)
+
+
+def predicted(one: Case, calibration: Calibration | None) -> Prediction:
+    return predict_case(Model(Bold(), spec(), calibration=calibration), one, settings=PREDICT)
+
+
+def test_the_temperature_that_makes_up_for_boldness_is_found(fitted: Calibration) -> None:
+    lesion = fitted.regions["lesion"]
+    assert lesion.temperature == pytest.approx(3.0, rel=0.1)
+    assert lesion.nll_after_nats < lesion.nll_before_nats
+    assert lesion.ece_after < lesion.ece_before
+
+
+def test_lesions_are_compared_with_the_reference(fitted: Calibration) -> None:
+    # One network is one sample, so that each lesion is in all of them; that of the empty case is
+    # none.
+    check = fitted.regions["lesion"].lesions
+    assert check.lesions >= 9
+    assert check.mean_probability == 1.0
+    assert check.true_share == pytest.approx((check.lesions - 1) / check.lesions)
+    assert check.brier == pytest.approx(1 / check.lesions)
+    assert check.ece == pytest.approx(1 / check.lesions)
+
+
+def test_a_prediction_is_made_with_the_temperature(fitted: Calibration) -> None:
+    bold, calm = (predicted(case(20), known) for known in (None, fitted))
+    ratio = torch.logit(bold.probability[0].double()) / torch.logit(calm.probability[0].double())
+    middle = (bold.probability[0] - 0.5).abs() < 0.49
+    torch.testing.assert_close(
+        ratio[middle],
+        torch.full_like(ratio[middle], fitted.temperatures[0]),
+        rtol=1e-3,
+        atol=0,
+    )
+    assert torch.equal(bold.mask, calm.mask)
+
+
+def test_masks_are_nested_and_volumes_inside_their_interval(fitted: Calibration) -> None:
+    prediction = predicted(case(21), fitted)
+    (lesion,) = decide(prediction, fitted, settings=PREDICT).regions
+    assert lesion.inner is not None
+    assert lesion.outer is not None
+    mask = prediction.mask[0]
+    assert not (lesion.inner & ~mask).any()
+    assert not (mask & ~lesion.outer).any()
+    assert lesion.outer.sum() > mask.sum()
+    assert lesion.low_ml < prediction.volume_ml("lesion") < lesion.high_ml
+
+
+def test_what_is_promised_of_new_cases_is_kept(fitted: Calibration) -> None:
+    inside, missed, false = [], [], []
+    for number in range(100, 160):
+        one = case(number)
+        assert one.label is not None
+        truth = one.label.data > 0
+        (lesion,) = decide(predicted(one, fitted), fitted).regions
+        assert lesion.inner is not None
+        assert lesion.outer is not None
+        inside.append(lesion.low_ml <= one.label.volume_ml((1,)) <= lesion.high_ml)
+        missed.append(float((truth & ~lesion.outer).sum() / truth.sum()))
+        false.append(float((lesion.inner & ~truth).sum() / lesion.inner.sum().clamp(min=1)))
+    # One calibration of nine cases: its own coverage is a draw from a beta distribution.
+    assert np.mean(inside) > 0.6
+    assert np.mean(missed) < 0.25
+    assert np.mean(false) < 0.25
+
+
+def test_a_strange_case_is_for_a_human_and_a_usual_one_less_often(fitted: Calibration) -> None:
+    strange = decide(predicted(case(22, shift=2.5), fitted), fitted)
+    assert strange.needs_review
+    (sign,) = [one for one in strange.signs if one.sign == "intensity"]
+    assert sign.is_reason
+    assert sign.percentile == 100
+    usual = [decide(predicted(case(number), fitted), fitted) for number in range(30, 50)]
+    flagged = [one.needs_review for one in usual]
+    assert np.mean(flagged) < 0.9
+    assert strange.doubt_percentile > np.mean([one.doubt_percentile for one in usual])
+
+
+def test_each_sign_alone_flags_about_as_many_usual_cases_as_it_may() -> None:
+    many = calibrate(held_out([case(n) for n in range(19)]), predict=PREDICT)
+    usual = [decide(predicted(case(number), many), many) for number in range(200, 240)]
+    flagged = np.mean([[sign.is_reason for sign in one.signs] for one in usual], axis=0)
+    # A fifth, give or take what 19 and 40 cases can tell.
+    assert (flagged <= 0.2 + 0.28).all()
+    assert flagged.max() > 0
+
+
+def test_a_shape_has_no_place_and_a_thread_is_no_ball() -> None:
+    ball, moved, thread = (np.zeros((20, 20, 20), dtype=bool) for _ in range(3))
+    ball[4:10, 4:10, 4:10] = True
+    moved[11:17, 12:18, 3:9] = True
+    thread[2:18, 4:8, 4:8] = True
+    grid = Grid((20, 20, 20), np.diag([1.0, 1.0, 1.0, 1.0]))
+    shapes = [shape_features(mask, grid, 1) for mask in (ball, moved, thread)]
+    np.testing.assert_array_equal(shapes[0], shapes[1])
+    assert shapes[2][3] > shapes[0][3] == 0, "longer"
+    assert shapes[2][4] > shapes[0][4], "more of it is surface"
+    assert shape_features(np.zeros_like(ball), grid, 0).shape == shapes[0].shape
+
+
+def test_files_and_tables_hold_what_was_decided(fitted: Calibration, tmp_path: Path) -> None:
+    one = case(23)
+    prediction = predicted(one, fitted)
+    decision = decide(prediction, fitted, settings=PREDICT)
+    paths = write_prediction(prediction, tmp_path, decision=decision)
+    assert paths["lesion/inner"].name == "c23_inner.nii.gz"
+    assert paths["lesion/outer"].name == "c23_outer.nii.gz"
+    for kind in ("inner", "outer"):
+        image = nib.load(paths[f"lesion/{kind}"])
+        np.testing.assert_allclose(image.affine, one.grid.affine, atol=1e-5)
+        expected = getattr(decision.regions[0], kind).numpy()
+        assert (np.asarray(image.dataobj) == expected).all()  # type: ignore[union-attr]
+    written = json.loads(paths["json"].read_text())
+    assert written["calibrated"] is True
+    assert written["calibration"]["subjects"] == 9
+    assert written["calibration"]["too_few"] is None
+    (region,) = written["regions"]
+    assert region["volume_conformal_ml"]["coverage"] == 0.75
+    assert region["volume_conformal_ml"]["low"] == decision.regions[0].low_ml
+    assert region["volume_samples_ml"]["median"] == pytest.approx(prediction.volume_ml("lesion"))
+    assert region["conformal_masks"]["inner_volume_ml"] <= region["volume_ml"]
+    (row,) = cohort_rows(prediction, decision)
+    assert row["calibrated"] is True
+    assert row["review"] == decision.needs_review == written["review"]["needed"]
+    assert row["conformal_high_ml"] == decision.regions[0].high_ml
+
+
+def test_without_a_calibration_it_says_so(tmp_path: Path) -> None:
+    prediction = predicted(case(24), None)
+    paths = write_prediction(prediction, tmp_path)
+    assert "lesion/outer" not in paths
+    assert json.loads(paths["json"].read_text())["calibrated"] is False
+    assert cohort_rows(prediction)[0]["calibrated"] is False
+
+
+def test_too_few_cases_give_no_masks_and_an_open_interval(tmp_path: Path) -> None:
+    few = calibrate(held_out([case(n) for n in range(5)]), predict=PREDICT)
+    lesion = few.regions["lesion"]
+    assert (lesion.outer_cut, lesion.inner_cut, lesion.volume_factor) == (None, None, None)
+    prediction = predicted(case(25), few)
+    decision = decide(prediction, few)
+    paths = write_prediction(prediction, tmp_path, decision=decision)
+    assert "lesion/outer" not in paths
+    written = json.loads(paths["json"].read_text())
+    assert "takes 9 subjects, but there were 5" in written["calibration"]["too_few"]
+    interval = written["regions"][0]["volume_conformal_ml"]
+    assert (interval["low"], interval["high"], interval["is_finite"]) == (0.0, None, False)
+    assert cohort_rows(prediction, decision)[0]["conformal_high_ml"] is None
+
+
+def test_other_settings_than_those_of_the_calibration_are_named(fitted: Calibration) -> None:
+    prediction = predicted(case(26), fitted)
+    assert decide(prediction, fitted, settings=PREDICT).differing == ()
+    other = replace(PREDICT, samples=3, threshold=0.4, seed=9)
+    assert decide(prediction, fitted, settings=other).differing == ("samples", "threshold")
+
+
+def test_two_visits_of_a_subject_count_once() -> None:
+    cases = [case(number) for number in range(4)]
+    again = [replace(case(number), identifier=f"again{number}", subject="s0") for number in (7, 9)]
+    both = calibrate(held_out([*cases, *again]), predict=PREDICT)
+    assert (both.n, both.cases) == (4, 6)
+    assert len(both.regions["lesion"].volume_residuals) == 4
+    assert len(both.intensity_distances) == 4
+
+
+def test_classes_share_one_temperature() -> None:
+    class Softmax(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return torch.cat([torch.zeros_like(images), 3.0 * images], dim=1)
+
+    model = Model(Softmax(), spec("classes"))
+    two = calibrate(held_out([case(n) for n in range(6)], model), predict=PREDICT)
+    assert two.regions["lesion"].temperature == pytest.approx(3.0, rel=0.1)
+    assert replace(model, calibration=two).head.temperature == two.temperatures[0]
+
+
+def test_a_students_shares_of_variance_are_left_as_they_are(fitted: Calibration) -> None:
+    plain = spec()
+    student = replace(
+        plain, has_share=True, architecture=replace(plain.architecture, out_channels=2)
+    )
+    model = Model(Bold(), student, calibration=fitted)
+    assert model.head.temperature == (fitted.temperatures[0], 1.0)
+    assert replace(model, temperatures=(2.0,)).head.temperature == (2.0, 1.0)
+
+
+# --- bad input ------------------------------------------------------------------------------------
+
+
+def test_no_case_and_one_case_are_refused() -> None:
+    for cases in ([], [case(0)], [case(0), replace(case(1), subject="s0")]):
+        with pytest.raises(DataError, match="at least two subjects"):
+            calibrate(held_out(cases), predict=PREDICT)
+
+
+def test_references_must_be_there_and_hold_the_region() -> None:
+    with pytest.raises(DataError, match="no reference has a voxel"):
+        calibrate(held_out([case(n, empty=True) for n in range(3)]), predict=PREDICT)
+    with pytest.raises(ScanError, match="case 'c1' has none"):
+        calibrate(held_out([case(0), replace(case(1), label=None)]), predict=PREDICT)
+    unknown = [replace(one, definition={"whole": (1,)}) for one in held_out([case(0), case(1)])]
+    with pytest.raises(ConfigError, match="'lesion'"):
+        calibrate(unknown, predict=PREDICT)
+
+
+# --- the model's folder ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    Model(UNet(spec().architecture), spec()).save(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_a_calibration_comes_back_with_its_model(folder: Path, fitted: Calibration) -> None:
+    before = load_model(folder).fingerprint()
+    save_calibration(folder, fitted)
+    model = load_model(folder)
+    assert model.calibration is not None
+    assert replace(model.calibration, weights_sha256="") == fitted
+    assert model.head.temperature == fitted.temperatures
+    assert model.fingerprint() != before, "files made without it are not up to date"
+    assert load_model(folder, ignore_calibration=True).fingerprint() == before
+
+
+def test_a_calibration_of_other_weights_is_refused(folder: Path, fitted: Calibration) -> None:
+    save_calibration(folder, fitted)
+    stale = (folder / NAME).read_bytes()
+    torch.manual_seed(1)
+    Model(UNet(spec().architecture), spec()).save(folder)
+    assert not (folder / NAME).exists(), "new weights drop what was fitted to the old ones"
+    (folder / NAME).write_bytes(stale)
+    with pytest.raises(ModelError, match="fitted to others"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("damage", ["{", "[]", '{"format": 99}', '{"format": 1, "n": 1}'])
+def test_a_damaged_calibration_is_refused(folder: Path, damage: str) -> None:
+    (folder / NAME).write_text(damage)
+    with pytest.raises(ModelError, match="must be one that medseg wrote"):
+        load_model(folder)
