@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from medseg.calibration.conformal import conformal_quantile
 from medseg.experiment.pairs import ArmScores, number
 from medseg.experiment.statistics import bootstrap_mean_interval, referral_gain
-from medseg.metrics.conformal import conformal_quantile
 
 Row = dict[str, object]
 FloatVector = NDArray[np.float64]
@@ -100,8 +100,10 @@ def leave_one_subject_out(
     low, high, true = (np.log1p(part) for part in _volumes(rows))
     outside = np.maximum(low - true, true - high)
     subjects = np.array([row["subject"] for row in rows])
+    # One score a person, the worst of their scans: scans of one person are not exchangeable.
+    worst = {who: float(outside[subjects == who].max()) for who in subjects}
     reach = np.array(
-        [conformal_quantile(outside[subjects != mine], coverage=coverage) for mine in subjects]
+        [_reach([worst[who] for who in worst if who != mine], coverage) for mine in subjects]
     )
     covered, width = (np.full(len(rows), np.nan) for _ in range(2))
     known = np.isfinite(reach)
@@ -141,3 +143,7 @@ def _gain(
         return {key: None for key in keys}
     found = referral_gain(dsc, kept, subjects, seed=seed)
     return dict(zip(keys, (found.mean, found.low, found.high), strict=True))
+
+
+def _reach(scores: Sequence[float], coverage: float) -> float:
+    return conformal_quantile(np.array(scores), coverage) if scores else float("inf")

@@ -13,6 +13,7 @@ from medseg.data.training_set import TrainingCase
 from medseg.experiment.plan import ExperimentPlan
 from medseg.experiment.sources import held_out_subjects, shared_regions, training_cases
 from medseg.experiment.statistics import paired_difference
+from medseg.inference.ensemble import joined, members_of
 from medseg.inference.posterior import Head, predict_prepared
 from medseg.inference.settings import PredictSettings
 from medseg.io.atomic import read_table, write_table
@@ -37,7 +38,7 @@ class Forgetting:
     def __init__(self, plan: ExperimentPlan) -> None:
         self._plan = plan
         self._cases: dict[str, list[tuple[TrainingCase, tuple[str, ...]]]] = {}
-        self._before: dict[int, tuple[nn.Module, list[dict[str, float]]]] = {}
+        self._before: dict[object, tuple[nn.Module, list[dict[str, float]]]] = {}
 
     def score(
         self,
@@ -58,7 +59,7 @@ class Forgetting:
         network : Module
             After fine-tuning, with the target's regions.
         source : Source, optional
-            Its ``network`` is the one before.
+            Its networks, as many as ``network`` has members, are the one before.
         head : Head
             Of ``network``.
         folder : Path
@@ -68,11 +69,14 @@ class Forgetting:
         if self._plan.protocol.forgetting == 0 or source is None:
             return
         cases = self._held_out(str(where["source"]))
-        known = self._before.get(id(source.network))
+        starts = [source.member(k).network for k in range(len(members_of(network)))]
+        key = (*(id(start) for start in starts), *hidden)
+        known = self._before.get(key)
         if known is None:
             theirs = replace(head, regions=source.regions, has_share=False)
-            known = source.network, [self._dice(source.network, c, r, theirs) for c, r in cases]
-            self._before[id(source.network)] = known
+            start = joined(starts)
+            known = start, [self._dice(start, c, r, theirs, hidden) for c, r in cases]
+            self._before[key] = known
         rows: list[Row] = []
         for (case, regions), before in zip(cases, known[1], strict=True):
             after = self._dice(network, case, regions, head, hidden)

@@ -203,7 +203,7 @@ def _one(
         channels = list(range(len(regions.names)))
         head = replace(_head(regions, plan), has_share=arm.distils)
         hidden = [plan.protocol.channels.index(name) for name in arm.hidden_channels]
-        where = {**asdict(cell), "seed": plan.protocol.seed}
+        where = asdict(cell)
         training.forgetting.score(
             where, network, source=source, head=head, folder=writer.folder, hidden=hidden
         )

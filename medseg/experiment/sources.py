@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from medseg.data.regions import RegionSettings
 from medseg.data.splits import bootstrap_subjects, split_by_subject
 from medseg.data.training_set import TrainingCase, make_training_case
+from medseg.errors import ConfigError
 from medseg.experiment.plan import Cohort, ExperimentPlan, source_regions
 from medseg.inference.model import Model, ModelSpec, load_model
 from medseg.inference.posterior import Head
@@ -72,26 +73,48 @@ def more_scans(plan: ExperimentPlan, name: str, *, labelled: bool) -> MoreScans:
         One of ``plan.scans``.
     labelled : bool
         Read their masks; else they need not have any.
+
+    Raises
+    ------
+    ConfigError
+        Masks of the target's own people would be read: some of them are tested on.
     """
     cohorts, wanted = plan.scans[name], plan.protocol.regions
+    held = frozenset[str]().union(*(held_out_subjects(plan, source) for source in plan.sources))
     if not labelled:
-        return MoreScans(unlabelled_cases(cohorts, plan, regions=wanted), wanted)
+        return MoreScans(unlabelled_cases(cohorts, plan, regions=wanted, without=held), wanted)
+    target = plan.target.source
+    for source in (cohort.source for cohort in cohorts):
+        own = sorted(set(source.subjects) & set(target.subjects)) * (source.name == target.name)
+        if own:
+            raise ConfigError(
+                f"Scans that are learned from beside the target's must be of other people, but "
+                f"scans.{name} has {own[:3]} of the target.",
+                hint="Leave these people out; the target's own are trained on as few_shot says.",
+            )
     regions = source_regions([plan.target, *cohorts], wanted)
     cases = [
         case
         for cohort in cohorts
-        for case in training_cases(cohort, plan, regions=regions, allow_missing=True)
+        for case in training_cases(cohort, plan, regions=regions, allow_missing=True, without=held)
     ]
     return MoreScans(cases, regions)
 
 
 def unlabelled_cases(
-    cohorts: Sequence[Cohort], plan: ExperimentPlan, *, regions: RegionSettings
+    cohorts: Sequence[Cohort],
+    plan: ExperimentPlan,
+    *,
+    regions: RegionSettings,
+    without: Collection[str] = (),
 ) -> list[TrainingCase]:
-    """Return all cases of some cohorts, prepared, with no region known; masks are not looked at."""
+    """Return the cases of some cohorts, prepared, with no region known; masks are not looked at.
+
+    Subjects in ``without`` are left out.
+    """
     protocol, cases = plan.protocol, []
     for source in (cohort.source for cohort in cohorts):
-        for index in range(len(source)):
+        for index in (i for i, who in enumerate(source.subjects) if who not in without):
             prepared = prepare(
                 source[index],
                 channels=protocol.channels,

@@ -94,8 +94,15 @@ class CoLearningObjective:
 
     def loss(self, forward: Callable[..., Any], batch: Batch, step: int) -> tuple[Tensor, Terms]:
         """Return the loss of one batch; ``forward`` is that of a :class:`CoLearningNetwork`."""
-        logits, restored = forward(batch.image)
-        loss, terms = self._base.loss(lambda _: logits, batch, step)
+        made: list[Tensor] = []
+
+        def seen(image: Tensor) -> Tensor:
+            # Within the base's call, so that its noise is the one of this step.
+            made[:] = forward(image)
+            return made[0]
+
+        loss, terms = self._base.loss(seen, batch, step)
+        restored = made[1]
         error = mean_squared_error(restored.float(), batch.image, batch.image.ne(0))
         if self._weight > 0:
             loss = loss + self._weight * error

@@ -1,17 +1,5 @@
 """Methods of transfer: what is kept of the source, and what holds on to it.
 
-method        what it does
-============  ======================================================================================
-``ri``        random initialisation: no transfer
-``pr``        source weights, all are trained (plain fine-tuning)
-``prf``       source weights, only the input and output blocks are trained
-``l2sp``      ``pr`` with a squared penalty to the source weights (Li et al. 2018)
-``wise``      ``pr``, then weights part of the way back to the source (Wortsman et al. 2022)
-``gaussian``  variational, prior is a Gaussian around the source weights (Krishnan et al. 2020)
-``dwp``       variational, prior over filters learned from the source networks (Atanov et al. 2019)
-``anchored``  variational, a filter stays by its source or follows the learned prior of ``dwp``
-============  ======================================================================================
-=======
 ==============  ====================================================================================
 method          what it does
 ==============  ====================================================================================
@@ -113,7 +101,14 @@ class MethodSettings:
         return self
 
     @model_validator(mode="after")
-    def _noise_is_for_drawn_kernels(self) -> "MethodSettings":
+    def _settings_belong_to_the_method(self) -> "MethodSettings":
+        if self.init != "source" and self.method != "dwp":
+            raise ValueError(f"init belongs to method dwp, but the method is {self.method}")
+        if self.prior_spread != "layer" and self.method not in ("gaussian", "anchored"):
+            raise ValueError(
+                f"prior_spread belongs to the methods gaussian and anchored, but the method is "
+                f"{self.method}"
+            )
         drawn = self.method == "resampled" or self.init == "resampled"
         if self.noise > 0 and not drawn:
             raise ValueError(

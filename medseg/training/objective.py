@@ -147,7 +147,8 @@ class SwagObjective:
 
     def __init__(self, base: Objective, network: nn.Module, *, steps: int, rank: int) -> None:
         self._base, self._network = base, network
-        self._first, self._every = steps // 2, max(1, (steps - steps // 2) // rank)
+        half = steps - steps // 2
+        self._first, self._every = steps // 2, -(-half // rank)
         self.moments = WeightMoments(self._weights(), rank=rank)
         # Kept in checkpoints; it has nothing to train.
         self.extra: nn.Module | None = self.moments
@@ -174,7 +175,7 @@ class VariationalObjective:
     mode : {"regions", "classes"}
     loss : LossSettings
     elbo : ElboSettings
-    observations : (int, int, float)
+    observations : (int, float, float)
         Voxels per scan, scans and outputs per voxel of the target set, see
         :func:`medseg.variational.elbo.elbo_terms`.
     seed : int
@@ -191,7 +192,7 @@ class VariationalObjective:
         mode: Mode,
         loss: LossSettings,
         elbo: ElboSettings,
-        observations: tuple[int, int, float],
+        observations: tuple[int, float, float],
         seed: int,
         held: Sequence[Held] = (),
     ) -> None:

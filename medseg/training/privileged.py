@@ -74,13 +74,22 @@ class PrivilegedObjective:
         generator = torch_generator(self._seed, "privileged", step)
         chance = torch.rand(len(batch.image), generator=generator)
         seen = hide(batch.image, self._channels, chance < self._settings.hidden_fraction)
-        logits = forward(seen)
-        loss, terms = self._base.loss(lambda _: logits, replace(batch, image=seen), step)
+        made: list[Tensor] = []
+
+        def both(image: Tensor) -> Tensor:
+            # Within the base's call, so that all noise is the one of this step.
+            logits = forward(image)
+            made.append(logits)
+            if self._settings.weight > 0:
+                with torch.no_grad():
+                    made.append((self._teacher or forward)(batch.image).float().sigmoid())
+            return logits
+
+        loss, terms = self._base.loss(both, replace(batch, image=seen), step)
         if self._settings.weight == 0:
             return loss, terms
-        with torch.no_grad():
-            wanted = (self._teacher or forward)(batch.image).float().sigmoid()
-            entropy = F.binary_cross_entropy(wanted, wanted)
+        logits, wanted = made
+        entropy = F.binary_cross_entropy(wanted, wanted)
         gap = F.binary_cross_entropy_with_logits(logits.float(), wanted) - entropy
         return loss + self._settings.weight * gap, {**terms, "teacher_gap": float(gap.detach())}
 

@@ -22,6 +22,7 @@ from medseg.training.objective import (
     SwagObjective,
     VariationalObjective,
 )
+from medseg.training.rehearsal import Rehearsed
 from medseg.training.start import new_network, start_from_kernels, started
 from medseg.variational.convert import to_variational, variational_layers
 from medseg.variational.swag import SwagNetwork
@@ -72,7 +73,10 @@ def finetune(
         return train_from_scratch(cases, plan, checkpoints=checkpoints, batches=batches)
     network, fresh = started(plan, method, source)
     if source is not None and method.method in VARIATIONAL:
-        network, objective = _variational(network, cases, plan, method, source, fresh)
+        share = 1.0 - batches.share if isinstance(batches, Rehearsed) else 1.0
+        network, objective = _variational(
+            network, cases, plan, method, source, fresh, target_share=share
+        )
     else:
         objective = deterministic_objective(network, plan, method, fresh)
     if method.method == "swag":
@@ -143,7 +147,10 @@ def _variational(
     method: MethodSettings,
     source: Source,
     fresh: tuple[str, ...],
+    *,
+    target_share: float,
 ) -> tuple[nn.Module, Objective]:
+    """Return the twin and its objective; of all batches ``target_share`` are the target's."""
     priors = _priors(network, method, source)
     if method.method == "dwp" and method.init != "source":
         start_from_kernels(network, method, source, seed=plan.seed)
@@ -159,7 +166,8 @@ def _variational(
         mode=plan.regions.mode,
         loss=plan.loss,
         elbo=method.elbo,
-        observations=(voxels, len(cases), outputs),
+        # As many scans as make the target's batches count as often as its scans do.
+        observations=(voxels, len(cases) / target_share, outputs),
         seed=plan.seed,
     )
     return twin, objective

@@ -86,7 +86,7 @@ def elbo_terms(
     kl_nats: Tensor,
     *,
     voxels_per_scan: int,
-    n_scans: int,
+    n_scans: float,
     beta: float,
     outputs_per_voxel: float = 1,
     normalised: bool = True,
@@ -107,8 +107,8 @@ def elbo_terms(
         KL of the whole network, as from ``network_kl``.
     voxels_per_scan : int
         Voxels of one target scan that are scored, such as its mean brain volume in voxels.
-    n_scans : int
-        Target scans trained on.
+    n_scans : float
+        Target scans trained on; more where some of the batches are not theirs.
     beta : float
         Temperature of the KL term.
     outputs_per_voxel : float

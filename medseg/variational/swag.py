@@ -10,7 +10,7 @@ from torch.func import functional_call
 
 
 class WeightMoments(nn.Module):
-    """Running mean and square of the weights, and their last deviations from the running mean.
+    """Running mean and variance of the weights, and their last deviations from the running mean.
 
     Parameters
     ----------
@@ -21,7 +21,7 @@ class WeightMoments(nn.Module):
     """
 
     mean: Tensor
-    square: Tensor
+    variance: Tensor
     deviations: Tensor
     count: Tensor
 
@@ -31,7 +31,7 @@ class WeightMoments(nn.Module):
         self.shapes = {name: value.shape for name, value in weights.items()}
         d = sum(value.numel() for value in weights.values())
         self.register_buffer("mean", torch.zeros(d, device=first.device))
-        self.register_buffer("square", torch.zeros(d, device=first.device))
+        self.register_buffer("variance", torch.zeros(d, device=first.device))
         self.register_buffer("deviations", torch.zeros(rank, d, device=first.device))
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
 
@@ -41,8 +41,10 @@ class WeightMoments(nn.Module):
         now = torch.cat([weights[name].detach().flatten() for name in self.shapes])
         self.count += 1
         share = 1.0 / int(self.count)
+        before = now - self.mean
         self.mean.lerp_(now, share)
-        self.square.lerp_(now.square(), share)
+        # Welford's update: the difference of squares would lose what moves little.
+        self.variance.lerp_(before * (now - self.mean), share)
         self.deviations[(int(self.count) - 1) % len(self.deviations)] = now - self.mean
 
     def draw(self, generator: torch.Generator | None = None) -> dict[str, Tensor]:
@@ -55,9 +57,8 @@ class WeightMoments(nn.Module):
         device = mean.device if generator is None else generator.device
         alone = torch.randn(len(mean), generator=generator, device=device).to(mean.device)
         together = torch.randn(kept, generator=generator, device=device).to(mean.device)
-        variance = (self.square - mean.square()).clamp(min=0)
         low_rank = together @ self.deviations[:kept] / (2 * max(kept - 1, 1)) ** 0.5
-        return self._named(mean + (variance / 2).sqrt() * alone + low_rank)
+        return self._named(mean + (self.variance.clamp(min=0) / 2).sqrt() * alone + low_rank)
 
     def means(self) -> dict[str, Tensor]:
         """Return the mean weights by name."""

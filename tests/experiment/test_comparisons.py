@@ -13,7 +13,6 @@ from medseg.experiment.decisions import decision_row, leave_one_subject_out
 from medseg.experiment.pairs import ArmScores, paired_rows, rank_rows
 from medseg.experiment.ranks import critical_difference, rank_arms
 from medseg.experiment.statistics import detectable_difference, holm, referral_gain
-from medseg.metrics.conformal import conformal_quantile
 from medseg.metrics.overlap import dice, expected_dice
 
 # Demšar 2006, table 5a: q at 0.05 for 2 to 10 classifiers.
@@ -82,20 +81,6 @@ class TestPower:
 
 
 class TestConformal:
-    @pytest.mark.parametrize("n", [9, 12, 40])
-    def test_covers_the_next_case_as_often_as_promised(self, n):
-        draws = np.random.default_rng(n).gamma(1.5, size=(4000, n + 1))
-        hits = [row[-1] <= conformal_quantile(row[:-1], coverage=0.9) for row in draws]
-        exact = math.ceil((n + 1) * 0.9 - 1e-9) / (n + 1)
-        assert exact >= 0.9
-        assert np.mean(hits) == pytest.approx(exact, abs=0.02)
-
-    def test_too_few_scores_promise_nothing_finite(self):
-        assert conformal_quantile(np.zeros(8), coverage=0.9) == math.inf
-        assert conformal_quantile(np.zeros(9), coverage=0.9) == 0.0
-        with pytest.raises(DataError, match=r"1\.0"):
-            conformal_quantile([0.0], coverage=1.0)
-
     def test_intervals_that_are_too_narrow_or_too_wide_come_to_cover_nine_in_ten(self):
         draw = np.random.default_rng(3)
         for reach in (0.01, 1.0):
