@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +24,11 @@ from medseg.metrics.calibration import reliability_bins
 from medseg.metrics.evaluate import evaluate_masks
 from medseg.metrics.overlap import expected_dice
 from medseg.seeding import derive_seed
+from medseg.training.choice import chosen_method
 from medseg.training.finish import after_training
 from medseg.training.learn import learn
 from medseg.training.loop import TrainingResult
-from medseg.training.method import Source, TrainingPlan
+from medseg.training.method import MethodSettings, Source, TrainingPlan
 from medseg.training.objectives import MoreScans
 from medseg.training.privileged import hide
 
@@ -274,6 +275,7 @@ class CellTraining:
         self._plan, self._out = plan, out
         self.forgetting = Forgetting(plan)
         self._key: object = None
+        self._choices: dict[MethodSettings, tuple[MethodSettings, list[Row]]] = {}
         self._trained: list[tuple[nn.Module, TrainingResult]] = []
 
     def network(
@@ -289,7 +291,21 @@ class CellTraining:
         plan, channels = self.training_plan(cell), self._plan.protocol.channels
         key = (cell.source, cell.subset, cell.seed, arm.trained_as)
         if self._key != key:
-            self._key, self._trained = key, []
+            self._key, self._trained, self._choices = key, [], {}
+        alone = replace(arm.method, members=1)
+        if alone not in self._choices:
+            self._choices[alone] = chosen_method(
+                data.train,
+                plan,
+                alone,
+                arm.objective,
+                source=source,
+                more=more,
+                channels=channels,
+            )
+        method, tried = self._choices[alone]
+        if tried:
+            write_table(self._out / "choices" / f"{cell.identifier}.tsv", tried)
         members = []
         for number in range(arm.method.members):
             mine, start = plan.member(number), None if source is None else source.member(number)
@@ -297,7 +313,7 @@ class CellTraining:
                 found = learn(
                     data.train,
                     mine,
-                    arm.method.trained_as,
+                    method.trained_as,
                     arm.objective,
                     source=start,
                     more=more,
@@ -307,7 +323,7 @@ class CellTraining:
             trained, result = self._trained[number]
             name = f"{cell.identifier}_member{number}" if number else cell.identifier
             write_table(self._out / "histories" / f"{name}.tsv", result.history)
-            members.append(after_training(trained, mine, arm.method, source=start))
+            members.append(after_training(trained, mine, method, source=start))
         return joined(members)
 
     def training_plan(self, cell: Cell) -> TrainingPlan:

@@ -127,6 +127,8 @@ class Arm:
     def _one_student(self) -> "Arm":
         if self.method.method == "swag" and self.objective is not None:
             raise ValueError("swag follows its own training: no objective goes beside it")
+        if self.method.method == "auto" and self.distils:
+            raise ValueError("auto tries its method on cases left out: distil gaussian instead")
         if self.distils and self.method.members > 1:
             raise ValueError(f"distillation gives one network, not {self.method.members} members")
         return self

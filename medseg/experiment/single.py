@@ -17,6 +17,7 @@ from medseg.networks.unet import UNetSettings
 from medseg.priors.kernel_set import KernelSet
 from medseg.priors.layer_priors import LayerPriors
 from medseg.training.checkpoint import Checkpoints
+from medseg.training.choice import chosen_method
 from medseg.training.learn import learn
 from medseg.training.method import WITH_PRIOR
 from medseg.training.objectives import ObjectiveSettings
@@ -96,12 +97,22 @@ def finetune_target(
     )
     chosen = method if objective is None else (method, objective, scans)
     checkpoints = Checkpoints(folder=out / "state", key=f"{key}-{chosen}-{fingerprint(source)}")
+    taken, tried = chosen_method(
+        cases,
+        training,
+        method,
+        objective,
+        source=source,
+        more=more,
+        channels=protocol.channels,
+        checkpoints=checkpoints,
+    )
     networks, results = zip(
         *(
             learn(
                 cases,
                 training.member(member),
-                method,
+                taken,
                 objective,
                 source=None if source is None else source.member(member),
                 more=more,
@@ -123,6 +134,8 @@ def finetune_target(
     spec = _spec(plan, arm, architecture, record)
     model = Model(joined(networks), spec)
     model.save(out)
+    if tried:
+        write_table(out / "choice.tsv", tried)
     for member, result in enumerate(results):
         name = f"history_member{member}.tsv" if member else "history.tsv"
         write_table(out / name, result.history)

@@ -7,6 +7,7 @@ from torch import nn
 
 from medseg.training.method import MethodSettings, Source, TrainingPlan
 from medseg.training.start import load_source, new_network
+from medseg.variational.convert import to_variational, variational_layers
 
 
 def after_training(
@@ -14,14 +15,17 @@ def after_training(
 ) -> nn.Module:
     """Return what a method makes of a network that was trained as ``method.trained_as``.
 
-    That is the network itself, or for ``wise`` a copy moved back towards the source.
+    That is the network itself, or for ``wise`` and where a share is asked for a copy moved back
+    towards the source. A posterior goes back to the one it started with.
     """
-    if method.method != "wise" or source is None:
+    if method.share_back == 0 or source is None:
         return network
-    start = new_network(plan.architecture, seed=plan.seed)
+    start: nn.Module = new_network(method.architecture(plan.architecture), seed=plan.seed)
     fresh = load_source(start, source, plan.regions)
+    if variational_layers(network):
+        start = to_variational(start, settings=method.variational)
     moved = copy.deepcopy(network)
-    interpolate(moved, start, share=method.wise_share, skip=fresh)
+    interpolate(moved, start, share=method.share_back, skip=fresh)
     return moved
 
 

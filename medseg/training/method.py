@@ -14,6 +14,7 @@ method          what it does
 ``gaussian``    variational, prior is a Gaussian around the source weights (Krishnan et al. 2020)
 ``dwp``         variational, filter prior learned from the source networks (Atanov et al. 2019)
 ``anchored``    variational, a filter stays by its source or follows the learned prior of ``dwp``
+``auto``        ``gaussian``, then as far back to the source as cross-validation asks for
 ==============  ====================================================================================
 """
 
@@ -48,10 +49,12 @@ MethodName = Literal[
     "gaussian",
     "dwp",
     "anchored",
+    "auto",
 ]
-VARIATIONAL: tuple[MethodName, ...] = ("gaussian", "dwp", "anchored")
+VARIATIONAL: tuple[MethodName, ...] = ("gaussian", "dwp", "anchored", "auto")
 #: Methods that need a filter prior.
 WITH_PRIOR: tuple[MethodName, ...] = ("dwp", "anchored")
+_FOLDS = 3
 
 
 @settings
@@ -77,8 +80,11 @@ class MethodSettings:
     prior: str | None = None
     #: Strength of the penalty of ``l2sp``, per squared unit of weight.
     l2sp_strength: float = Field(default=0.05, ge=0)
-    #: Share of the way from the fine-tuned weights back to the source of ``wise``.
-    wise_share: float = Field(default=0.5, ge=0, le=1)
+    #: Share of the way from the fine-tuned weights back to the source: of ``wise`` a half where
+    #: nothing is said, of all others nothing. ``auto`` chooses its own.
+    wise_share: float | None = Field(default=None, ge=0, le=1)
+    #: Parts of the training subjects that ``auto`` leaves out in turn to choose.
+    folds: int = Field(default=_FOLDS, ge=2)
     #: Deviation around the source of ``gaussian`` and ``anchored``, as a share of what
     #: ``prior_spread`` says.
     prior_relative_std: float = Field(default=0.2, gt=0)
@@ -109,6 +115,11 @@ class MethodSettings:
                 f"prior_spread belongs to the methods gaussian and anchored, but the method is "
                 f"{self.method}"
             )
+        if self.wise_share is not None and self.method in ("ri", "resampled", "swag", "auto"):
+            raise ValueError(
+                f"wise_share needs weights that came from the source and nothing that "
+                f"chose it, but the method is {self.method}"
+            )
         drawn = self.method == "resampled" or self.init == "resampled"
         if self.noise > 0 and not drawn:
             raise ValueError(
@@ -127,15 +138,29 @@ class MethodSettings:
         start = None if self.init == "source" else self.init
         noisy = "noise" if self.noise > 0 else None
         spread = None if self.prior_spread == "layer" else self.prior_spread
+        back = None if self.method == "wise" or not self.share_back else "wise"
         several = f"x{self.members}" if self.members > 1 else None
-        return "_".join(
-            part for part in (self.method, self.prior, start, noisy, spread, several) if part
-        )
+        parts = (self.method, self.prior, start, noisy, spread, back, several)
+        return "_".join(part for part in parts if part)
+
+    @property
+    def share_back(self) -> float:
+        """Share of the way from the fine-tuned weights back to the source."""
+        if self.wise_share is None:
+            return 0.5 if self.method == "wise" else 0.0
+        return self.wise_share
+
+    def resolved(self, share: float) -> "MethodSettings":
+        """Return what ``auto`` stands for when it goes a share of the way back to the source."""
+        return replace(self, method="gaussian", wise_share=share)
 
     @property
     def trained_as(self) -> "MethodSettings":
-        """The method whose training each member takes: ``wise`` is ``pr`` until its last act."""
-        return MethodSettings(method="pr") if self.method == "wise" else replace(self, members=1)
+        """The method whose training each member takes, before what its last act is."""
+        if self.method == "wise":
+            return MethodSettings(method="pr")
+        plain = self.resolved(0.0) if self.method == "auto" else self
+        return replace(plain, members=1, wise_share=None, folds=_FOLDS)
 
 
 @dataclass(frozen=True, eq=False)

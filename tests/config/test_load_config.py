@@ -254,7 +254,11 @@ def test_an_arm_names_its_prior(tmp_path: Path) -> None:
 
 def test_methods_take_settings() -> None:
     method = load_arm("dwp", ["init=prior", "elbo.kl_fraction=0.5", "wise_share=0.25"]).method
-    assert (method.label, method.elbo.kl_fraction, method.wise_share) == ("dwp_prior", 0.5, 0.25)
+    assert (method.label, method.elbo.kl_fraction, method.wise_share) == (
+        "dwp_prior_wise",
+        0.5,
+        0.25,
+    )
     with pytest.raises(ConfigError, match="'elbo'"):
         load_arm("dwp", ["elboo=1"])
     with pytest.raises(ConfigError, match="method"):

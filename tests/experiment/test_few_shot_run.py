@@ -34,6 +34,7 @@ arms:
   - {method: {method: pr}, sources: [generated]}
   - {method: {method: dwp}, sources: [generated]}
   - {method: {method: wise}, sources: [generated]}
+  - {method: {method: auto, folds: 2}, sources: [generated]}
 protocol:
   preprocess: {spacing_mm: [8.0, 8.0, 8.0]}
   patch: {size: [16, 16, 16], batch_size: 1}
@@ -108,7 +109,17 @@ def test_the_folder_has_every_file(finished: Path) -> None:
     examples = {path.stem for path in (finished / "examples").glob("*.json")}
     assert examples == {path.stem for path in (finished / "examples").glob("*.safetensors")}
     shown = {json.loads(p.read_text())["method"] for p in (finished / "examples").glob("*.json")}
-    assert shown == {"zero_shot", "ri", "pr", "dwp", "wise"}
+    assert shown == {"zero_shot", "ri", "pr", "dwp", "wise", "auto"}
+
+
+def test_auto_keeps_what_it_chose_by(finished: Path) -> None:
+    """A single subject cannot be left out, so there is no table then."""
+    tables = {
+        path.stem.split("_")[2]: read_table(path) for path in (finished / "choices").iterdir()
+    }
+    assert set(tables) == {"n2"}
+    assert {float(row["share"]) for row in tables["n2"]} == {0.0, 0.25, 0.5, 0.75, 1.0}
+    assert {row["fold"] for row in tables["n2"]} == {"0", "1"}
 
 
 def test_the_record_says_what_was_run(finished: Path, plan: ExperimentPlan) -> None:
@@ -129,7 +140,7 @@ def test_the_grid_is_complete_and_no_subject_is_in_train_and_test(
     subjects = sorted(plan.target.source.subjects)
     subsets = {(r["n"], r["subset"]) for r in scores if r["method"] == "ri"}
     assert len(subsets) >= 2
-    for method in ("threshold", "pr", "dwp", "wise"):
+    for method in ("threshold", "pr", "dwp", "wise", "auto"):
         assert {(r["n"], r["subset"]) for r in scores if r["method"] == method} == subsets
     held = set(json.loads((finished / "splits.json").read_text())["parts"]["test"])
     assert len(held) == 1
@@ -141,7 +152,7 @@ def test_the_grid_is_complete_and_no_subject_is_in_train_and_test(
             assert row["subject"] not in trained
     regions = {row["region"] for row in scores}
     assert regions == {"core", "whole"}
-    assert len(scores) == 2 * (1 + 5 * len(subsets))
+    assert len(scores) == 2 * (1 + 6 * len(subsets))
 
 
 def test_every_subset_is_tested_on_all_others_without_a_held_out_part(
@@ -157,7 +168,7 @@ def test_every_subset_is_tested_on_all_others_without_a_held_out_part(
         assert not train & test
         assert len(train | test) == 4
         tested += bool(train)
-    assert tested == (4 + 4) * 5
+    assert tested == (4 + 4) * 6
 
 
 def test_paired_rows_compare_the_same_subsets(finished: Path) -> None:
@@ -255,7 +266,7 @@ def test_shards_share_the_work_and_agree_with_one_process(
     run_experiment(plan, out, shard=(0, 2))
     assert (out / "scores.tsv").read_bytes() == (finished / "scores.tsv").read_bytes()
     assert len(set(trained)) == len(trained), "wise takes the training of pr"
-    assert {method for method, _ in trained} == {"ri", "pr", "dwp"}
+    assert {method for method, _ in trained} == {"ri", "pr", "dwp", "gaussian"}
 
 
 def test_a_shard_waits_for_the_one_that_trains_the_sources(

@@ -1,0 +1,122 @@
+"""How far to go back to the source, chosen on the training subjects alone."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from medseg.data.regions import decode
+from medseg.data.training_set import TrainingCase
+from medseg.inference.posterior import Head, predict_prepared
+from medseg.inference.settings import PredictSettings
+from medseg.metrics.overlap import dice
+from medseg.seeding import numpy_generator
+from medseg.training.checkpoint import Checkpoints
+from medseg.training.learn import learn
+from medseg.training.method import MethodSettings, Source, TrainingPlan
+from medseg.training.objectives import MoreScans, ObjectiveSettings
+from medseg.training.transfer import after_training
+from medseg.variational.convert import to_deterministic
+
+log = logging.getLogger(__name__)
+
+Row = dict[str, object]
+#: Shares of the way back that are tried: from none to the source itself.
+SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+def chosen_method(
+    cases: Sequence[TrainingCase],
+    plan: TrainingPlan,
+    method: MethodSettings,
+    objective: ObjectiveSettings | None = None,
+    *,
+    source: Source | None,
+    more: MoreScans | None = None,
+    channels: Sequence[str] = (),
+    checkpoints: Checkpoints | None = None,
+) -> tuple[MethodSettings, list[Row]]:
+    """Return what ``auto`` comes to on these cases; other methods are returned as they are.
+
+    For each part of the subjects a network is trained on the others, and its weights are moved
+    several shares of the way back to the source. The share with the best mean DSC on the cases left
+    out is taken, of equal ones the nearest to the source. Only training cases are looked at. A
+    single subject cannot be left out: then it is half of the way, as in ``wise``.
+
+    Parameters
+    ----------
+    cases, plan, method, objective, source, more, channels, checkpoints
+        As in :func:`medseg.training.learn.learn`.
+
+    Returns
+    -------
+    MethodSettings
+    list of dict
+        DSC of each share on each case left out: fold, case, share, region, dsc.
+    """
+    if method.method != "auto":
+        return method, []
+    base = method.resolved(0.0)
+    subjects = sorted({case.subject for case in cases})
+    if len(subjects) < 2:
+        return method.resolved(0.5), []
+    order = numpy_generator(plan.seed, "folds of auto").permutation(len(subjects))
+    folds = min(method.folds, len(subjects))
+    rows: list[Row] = []
+    for fold in range(folds):
+        out = {subjects[index] for index in order[fold::folds]}
+        kept = [case for case in cases if case.subject not in out]
+        trained, _ = learn(
+            kept,
+            plan,
+            base,
+            objective,
+            source=source,
+            more=more,
+            channels=channels,
+            checkpoints=None if checkpoints is None else _of_fold(checkpoints, fold),
+        )
+        for share in SHARES:
+            moved = after_training(trained, plan, method.resolved(share), source=source)
+            for case in (case for case in cases if case.subject in out):
+                rows += [
+                    {"fold": fold, "case": case.identifier, "share": share, **scored}
+                    for scored in _scores(moved, case, plan)
+                ]
+    if checkpoints is not None:
+        for fold in range(folds):
+            _of_fold(checkpoints, fold).clear()
+    means = {share: _mean(rows, share) for share in SHARES}
+    best = max(SHARES, key=lambda share: (means[share], share))
+    log.info("share of the way back to the source: %s (mean DSC %s)", best, means)
+    return method.resolved(best), rows
+
+
+def _scores(network: nn.Module, case: TrainingCase, plan: TrainingPlan) -> list[Row]:
+    """Return the DSC of each region that the case knows, by the mean weights."""
+    head = Head(plan.regions, plan.architecture.dims, 1.0)
+    settings = PredictSettings(samples=1)
+    with torch.no_grad():
+        found = predict_prepared(
+            to_deterministic(network), case.image, head=head, settings=settings
+        )
+    first = int(case.has_background)
+    truth = decode(case.target, settings=plan.regions, threshold=0.5)
+    inside = case.brain.numpy()
+    return [
+        {"region": name, "dsc": dice(found.mask[at].numpy() & inside, truth[name].numpy() & inside)}
+        for at, name in enumerate(plan.regions.names)
+        if bool(case.known[at + first])
+    ]
+
+
+def _mean(rows: Sequence[Row], share: float) -> float:
+    found = [float(str(row["dsc"])) for row in rows if row["share"] == share]
+    return sum(found) / len(found) if found else float("nan")
+
+
+def _of_fold(checkpoints: Checkpoints, fold: int) -> Checkpoints:
+    folder = checkpoints.folder.with_name(f"{checkpoints.folder.name}_fold{fold}")
+    return replace(checkpoints, folder=folder, key=f"{checkpoints.key}-fold{fold}")
