@@ -14,6 +14,7 @@ from medseg.losses.segmentation import LossSettings
 from medseg.networks.unet import UNetSettings
 from medseg.preprocess.prepare import PreprocessSettings
 from medseg.priors.fit import PRIOR_KINDS, FitPriorSettings
+from medseg.priors.harvest import HarvestSettings
 from medseg.settings import settings
 from medseg.training.co_learning import CoLearningSettings
 from medseg.training.distillation import DistillationSettings
@@ -56,6 +57,8 @@ class ProtocolSettings:
     members: int = Field(default=2, ge=1)
     source_training: TrainingSettings = TrainingSettings()
     target_training: TrainingSettings = TrainingSettings(steps=300)
+    #: Which kernels of the source networks the filter priors are fitted to.
+    harvest: HarvestSettings = HarvestSettings()
     #: Filter prior of every ``dwp`` that names none.
     prior: FitPriorSettings = FitPriorSettings()
     #: Others by name. The name of a kind stands for that kind, also when it is not listed.

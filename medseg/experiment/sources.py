@@ -22,7 +22,7 @@ from medseg.io.atomic import atomic_path, write_table
 from medseg.preprocess.prepare import prepare
 from medseg.priors.compare import compare_priors
 from medseg.priors.fit import fit_priors
-from medseg.priors.harvest import HarvestSettings, harvest
+from medseg.priors.harvest import harvest
 from medseg.priors.kernel_set import KernelSet
 from medseg.priors.layer_priors import LayerPriors
 from medseg.seeding import derive_seed, torch_generator
@@ -204,7 +204,7 @@ def make_source(plan: ExperimentPlan, name: str, out: Path, *, key: str) -> Sour
     """
     folders = train_members(plan, name, out, key=key)
     networks = [load_model(folder).network for folder in folders]
-    kernels = harvest(networks, settings=HarvestSettings())
+    kernels = harvest(networks, settings=plan.protocol.harvest)
     # Fitting and comparing priors takes minutes, which an experiment without them need not wait.
     asked = any(arm.method.method in WITH_PRIOR and name in arm.sources for arm in plan.arms)
     priors = _fit(plan, name, kernels, out / "priors" / name) if asked else {}

@@ -18,9 +18,11 @@ def finetune(
     method: Annotated[
         str,
         typer.Option(
-            help="ri, pr, prf, l2sp, wise, resampled, mc_dropout, swag, gaussian, dwp or anchored."
+            help="auto (five variational networks, as near to the source as cases left out in turn "
+            "ask for), ri, pr, prf, l2sp, wise, resampled, mc_dropout, swag, gaussian, dwp or "
+            "anchored."
         ),
-    ] = "dwp",
+    ] = "auto",
     source: Annotated[
         list[Path] | None,
         typer.Option(
@@ -78,7 +80,8 @@ def finetune(
     from medseg.inference.model import load_model
 
     check_coverage(coverage)
-    arm = load_arm(method, options or (), objective=objective, scans=scans)
+    several = ["members=5"] if method == "auto" else []
+    arm = load_arm(method, [*several, *(options or ())], objective=objective, scans=scans)
     chosen = arm.method
     _check_needs(chosen.method, source=source, prior=prior)
     models = [load_model(folder, ignore_calibration=True) for folder in source or ()]
