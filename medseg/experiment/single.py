@@ -84,17 +84,7 @@ def finetune_target(
     protocol = plan.protocol
     cases = training_cases(plan.target, plan, regions=protocol.regions, allow_missing=False)
     architecture = plan.architecture(len(protocol.channels), protocol.regions.channels)
-    training = TrainingPlan(
-        architecture=architecture,
-        regions=protocol.regions,
-        patch=protocol.patch,
-        augment=protocol.augment,
-        loss=protocol.loss,
-        training=protocol.target_training,
-        seed=protocol.seed,
-        channels=protocol.channels,
-        spacing_mm=protocol.preprocess.spacing_mm or (1.0, 1.0, 1.0),
-    )
+    training = _training_plan(plan, architecture)
     chosen = method if objective is None else (method, objective, scans)
     checkpoints = Checkpoints(folder=out / "state", key=f"{key}-{chosen}-{fingerprint(source)}")
     taken, tried = chosen_method(
@@ -141,6 +131,21 @@ def finetune_target(
         write_table(out / name, result.history)
         _of_member(checkpoints, member).clear()
     return model
+
+
+def _training_plan(plan: ExperimentPlan, architecture: UNetSettings) -> TrainingPlan:
+    protocol = plan.protocol
+    return TrainingPlan(
+        architecture=architecture,
+        regions=protocol.regions,
+        patch=protocol.patch,
+        augment=protocol.augment,
+        loss=protocol.loss,
+        training=protocol.target_training,
+        seed=protocol.seed,
+        channels=protocol.channels,
+        spacing_mm=protocol.preprocess.spacing_mm or (1.0, 1.0, 1.0),
+    )
 
 
 def _spec(

@@ -401,11 +401,14 @@ def test_train_harvest_fit_and_finetune(
 
     base = ("finetune", config, "--source", members[0])
     assert run("finetune", config, "--method", "pr", "--out", tmp_path / "x") == 2
+    assert run(*base, "target.settings.n_subjects=2", "--out", tmp_path / "auto") == 0
+    assert load_model(tmp_path / "auto").spec.method == "auto_x5"
+    assert {row["fold"] for row in read_table(tmp_path / "auto" / "choice.tsv")} == {"0", "1"}
     assert run(*base, "--method", "dwp", "--out", tmp_path / "x") == 2
     assert not (tmp_path / "x" / "model.json").exists()
     assert run("finetune", config, "--method", "ri", "--out", tmp_path / "ri") == 0
     assert run(*base, "--method", "pr", "--out", tmp_path / "pr") == 0
-    options = ("--set", "elbo.kl_fraction=0.1")
+    options = ("--method", "dwp", "--set", "elbo.kl_fraction=0.1")
     argv = (*base, "--prior", prior, "--out", tmp_path / "dwp", *options)
     assert run(*argv, "protocol.target_training.steps=1") == 0
     argv = (*base, "--prior", tmp_path / "rbm", "--out", tmp_path / "rbm_model", *options)

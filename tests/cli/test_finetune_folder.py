@@ -84,6 +84,8 @@ def test_a_folder_is_trained_on_like_the_source(
     )
     out = tmp_path / "dwp"
     argv = ("finetune", tumours, "--source", source, "--prior", tmp_path / "prior", "--out", out)
+    assert run(*argv, *FAST) == 2, "auto has no use for a filter prior"
+    argv = (*argv, "--method", "dwp")
     assert run(*argv, *FAST) == 0
     assert capsys.readouterr().out == f"{out}\n"
     made, given = load_model(out).spec, load_model(source).spec

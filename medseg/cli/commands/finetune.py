@@ -115,6 +115,11 @@ def _check_needs(method: str, *, source: list[Path] | None, prior: Path | None) 
             f"--method {method} transfers from a source model, but --source is not given.",
             hint="Train one with `medseg train`, or take --method ri.",
         )
+    if method not in ("dwp", "anchored") and prior is not None:
+        raise ConfigError(
+            f"--prior belongs to the methods dwp and anchored, but --method is {method}.",
+            hint="Leave --prior out, or take --method dwp.",
+        )
     if method in ("dwp", "anchored") and prior is None:
         raise ConfigError(
             f"--method {method} needs a filter prior, but --prior is not given.",
