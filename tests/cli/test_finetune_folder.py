@@ -97,6 +97,27 @@ def test_a_folder_is_trained_on_like_the_source(
     assert "2 cases (brats)" in (out / "medseg.log").read_text()
 
 
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        (("resampled",), "--kernels is not given"),
+        (("dwp", "--set", "init=resampled", "--prior", "somewhere"), "--kernels is not given"),
+        (("anchored",), "--prior is not given"),
+    ],
+)
+def test_what_a_method_needs_is_named(
+    tmp_path: Path,
+    tumours: Path,
+    source: Path,
+    capsys: pytest.CaptureFixture[str],
+    method: tuple[str, ...],
+    words: str,
+) -> None:
+    argv = ("finetune", tumours, "--source", source, "--out", tmp_path / "x", "--method", *method)
+    assert run(*argv) == 2
+    assert words in " ".join(capsys.readouterr().err.split())
+
+
 def test_a_folder_of_lesions_keeps_the_head_of_its_region(tmp_path: Path, source: Path) -> None:
     write_case(tmp_path / "ms" / "p1", mask="lesion", labels=1)
     argv = ("finetune", tmp_path / "ms", "--source", source, "--method", "pr")
