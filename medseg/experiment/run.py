@@ -150,7 +150,7 @@ def _run(
             # One arm that diverges on one subset must not cost the night of all others.
             log.error("cell %s failed, the others go on: %s", cell.identifier, error)
             note_failure(cell, out, error)
-    return _end([cell for cell, _, _ in cells], out, seed=plan.protocol.seed)
+    return _end([cell for cell, _, _ in cells], out, plan)
 
 
 def _sources(plan: ExperimentPlan, out: Path, key: str, clock: _Clock) -> dict[str, Source]:
@@ -164,7 +164,7 @@ def _sources(plan: ExperimentPlan, out: Path, key: str, clock: _Clock) -> dict[s
     return sources
 
 
-def _end(cells: Sequence[Cell], out: Path, *, seed: int) -> tuple[str, ...]:
+def _end(cells: Sequence[Cell], out: Path, plan: ExperimentPlan) -> tuple[str, ...]:
     """Write the tables when no cell is left to run; return the cells that failed."""
     done = [cell for cell in cells if is_done(cell, out)]
     failed = [cell for cell in cells if has_failed(cell, out)]
@@ -173,7 +173,8 @@ def _end(cells: Sequence[Cell], out: Path, *, seed: int) -> tuple[str, ...]:
     else:
         write_failures(failed, out)
         if done:
-            write_tables(done, out, seed=seed)
+            protocol = plan.protocol
+            write_tables(done, out, seed=protocol.seed, members=protocol.members)
     return tuple(cell.identifier for cell in failed)
 
 

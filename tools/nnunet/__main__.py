@@ -362,7 +362,8 @@ def main() -> None:
         finally:
             log.info("%d new cells", arm.score())
         done = [cell for cell, _ in cells_of(arm.run)]
-        write_tables(done, arm.run, seed=arm.plan.protocol.seed)
+        protocol = arm.plan.protocol
+        write_tables(done, arm.run, seed=protocol.seed, members=protocol.members)
     except MedsegError as error:
         sys.exit(f"nnunet_arm: {error}")
 
