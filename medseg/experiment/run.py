@@ -33,7 +33,7 @@ from medseg.experiment.cell import (
 )
 from medseg.experiment.failures import clear_failure, has_failed, note_failure, write_failures
 from medseg.experiment.plan import Arm, Cohort, ExperimentPlan
-from medseg.experiment.sources import make_source, more_scans, training_cases
+from medseg.experiment.sources import make_source, more_scans, refuse_own_people, training_cases
 from medseg.experiment.tables import write_tables
 from medseg.inference.posterior import Head
 from medseg.inference.provenance import git_commit, versions
@@ -112,6 +112,9 @@ def run_experiment(
 def _run(
     plan: ExperimentPlan, out: Path, key: str, clock: _Clock, *, shard: tuple[int, int]
 ) -> tuple[str, ...]:
+    for name, cohorts in plan.sources.items():
+        if name not in plan.pretraining:
+            refuse_own_people(cohorts, plan, where=f"sources.{name}")
     with FileLock(out / ".splits.lock"):
         subsets, test_only = _subsets(plan, out)
     with clock.stage("prepare target"):

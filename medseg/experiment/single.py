@@ -145,12 +145,14 @@ def finetune_target(
         strict=True,
     )
     prior = source.priors.hash if source is not None and source.priors is not None else None
+    seen = more.cases if more is not None and arm.more[1] else ()
     # All that tells a model from another of the same label.
     asked = TypeAdapter(Arm).dump_python(arm, mode="json")
     record = {
         **{part: asked[part] for part in ("method", "objective", "scans")},
         "source": origin,
         "subjects": sorted({case.subject for case in cases}),
+        "scans_subjects": sorted({case.subject for case in seen}),
         "seed": protocol.seed,
         "steps": results[0].steps,
         "prior_hash": prior if method.method in WITH_PRIOR else None,
