@@ -22,7 +22,6 @@ from torch import Tensor
 Volume = Shaped[Tensor, "x y z"]
 FloatVolume = Float[Tensor, "x y z"]
 LabelVolume = Integer[Tensor, "x y z"]
-BoolVolume = Bool[Tensor, "x y z"]
 
 Image = Float[Tensor, "c *s"]
 ImageBatch = Float[Tensor, "b c *s"]

@@ -14,7 +14,8 @@ from medseg.data.training_set import TrainingCase
 from medseg.errors import ConfigError
 from medseg.experiment.cell import Cell
 from medseg.io.atomic import write_table
-from tools.nnunet.__main__ import made_cell, suffix_of, templates
+from tools.nnunet.__main__ import TARGET, suffix_of
+from tools.nnunet.cells import made_cell, source_dataset, source_seconds, templates
 from tools.nnunet.data import Scheme, make_scheme, write_dataset
 
 SHAPE = (5, 6, 7)
@@ -95,12 +96,11 @@ def test_a_data_set_has_what_nnunet_reads(tmp_path: Path) -> None:
 
 def write_cell(run: Path, cell: Cell, seconds: float) -> None:
     row = {"method": cell.method, "source": cell.source, "n": cell.n, "subset": cell.subset}
-    rows = [{**row, "seed": 0, "case": name, "region": "core"} for name in ("c", "d")]
+    rows = [{**row, "seed": cell.seed, "case": name, "region": "core"} for name in ("c", "d")]
     (run / "cells" / cell.identifier).mkdir(parents=True)
     write_table(run / "cells" / cell.identifier / "scores.tsv", rows)
     (run / "histories").mkdir(exist_ok=True)
-    history = [{"step": 1, "seconds": 0.5}, {"step": 2, "seconds": seconds}]
-    write_table(run / "histories" / f"{cell.identifier}.tsv", history)
+    write_history(run, cell.identifier, seconds)
 
 
 def test_subsets_test_cases_and_times_are_those_of_the_arm(tmp_path: Path) -> None:
@@ -117,6 +117,42 @@ def test_subsets_test_cases_and_times_are_those_of_the_arm(tmp_path: Path) -> No
     assert len(templates(tmp_path, "pr", None, ["s0", "s1", "s2", "s3"])) == 1
     with pytest.raises(ConfigError, match="pr on both"):
         templates(tmp_path, "dwp", None, ["s0"])
+
+
+def write_history(run: Path, name: str, seconds: float) -> None:
+    history = [{"step": 1, "seconds": 0.5 * seconds}, {"step": 2, "seconds": seconds}]
+    write_table(run / "histories" / f"{name}.tsv", history)
+
+
+def test_the_time_of_an_ensemble_is_that_of_all_its_members(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        cell = Cell("pr_x3", "both", 2, "0+3", seed)
+        write_cell(tmp_path, cell, 7.5)
+        for member in (1, 2):
+            write_history(tmp_path, f"{cell.identifier}_member{member}", 2.0 * member + seed)
+    found = templates(tmp_path, "pr_x3", "both", ["s0", "s1", "s2", "s3"])
+    assert {template.cell.seed: template.seconds for template in found} == {
+        0: 7.5 + 2.0 + 4.0,
+        1: 7.5 + 3.0 + 5.0,
+    }
+
+
+def test_the_time_of_a_source_is_that_of_its_own_networks(tmp_path: Path) -> None:
+    (tmp_path / "histories").mkdir()
+    for name, seconds in (("ms_member0", 3.0), ("ms_member1", 4.0), ("ms_more_member0", 50.0)):
+        write_history(tmp_path, f"source_{name}", seconds)
+    assert source_seconds(tmp_path, "ms") == 7.0
+    assert source_seconds(tmp_path, "ms_more") == 50.0
+    with pytest.raises(ConfigError, match=r"source_both_member\*") as caught:
+        source_seconds(tmp_path, "both")
+    assert "--source-seconds" in str(caught.value)
+
+
+def test_every_source_has_a_data_set_of_its_own() -> None:
+    names = [source_dataset(["ms", "both", "generated"], n) for n in ("ms", "both", "generated")]
+    # nnU-Net goes by the number alone.
+    numbers = {name.removeprefix("Dataset").split("_")[0] for name in [*names, TARGET]}
+    assert len(numbers) == 4
 
 
 def test_a_row_of_scores_names_its_cell() -> None:

@@ -25,6 +25,7 @@ from medseg.data.regions import Definition
 from medseg.data.source import CaseSource
 from medseg.errors import ConfigError
 from medseg.experiment.plan import Arm, Cohort, ExperimentPlan, ProtocolSettings
+from medseg.priors.fit import PRIOR_KINDS, is_normalised
 from medseg.training.objectives import WITH_SCANS
 from medseg.training.transfer import VARIATIONAL
 
@@ -213,10 +214,38 @@ def _arm_faults(config: ExperimentConfig) -> list[str]:
         for name in config.pretraining
         if name not in config.sources
     ]
-    labels = [(arm.label, name) for arm in config.arms for name in arm.sources or ("none",)]
-    if len(set(labels)) < len(labels):
-        faults.append(f"an arm may stand once per source, but the arms are {labels}")
+    return [*faults, *_unfit_priors(config), *_same_labels(config.arms)]
+
+
+def _unfit_priors(config: ExperimentConfig) -> list[str]:
+    """Return the arms whose prior is part of a mixture, but has no density that sums to one."""
+    faults: list[str] = []
+    for number, arm in enumerate(config.arms):
+        name = arm.method.prior
+        known = name is None or name in (*config.protocol.priors, *PRIOR_KINDS)
+        if arm.method.method != "anchored" or not known:
+            continue
+        kind = config.protocol.prior_named(name).kind
+        if not is_normalised(kind):
+            some = ", ".join(other for other in PRIOR_KINDS if is_normalised(other))
+            faults.append(
+                f"arms.{number}.method.prior of method 'anchored' must be of a kind that is "
+                f"normalised ({some}), but it is of kind {kind!r}"
+            )
     return faults
+
+
+def _same_labels(arms: Sequence[Arm]) -> list[str]:
+    places: dict[tuple[str, str], list[int]] = {}
+    for number, arm in enumerate(arms):
+        for name in arm.sources or ("none",):
+            places.setdefault((arm.label, name), []).append(number)
+    return [
+        f"an arm may stand once per source, but {label!r} on {name!r} is "
+        f"{' and '.join(f'arms.{n}' for n in numbers)}: give one a name of its own (name: ...)"
+        for (label, name), numbers in places.items()
+        if len(numbers) > 1
+    ]
 
 
 def _mismatch(where: str, arm: Arm) -> str:

@@ -240,7 +240,7 @@ def run_network(
     picked = list(channels)
     for case in data.test:
         image = hide(case.image[None], hidden)[0]
-        whole = predict_prepared(network, image, head=head, settings=settings)
+        whole = predict_prepared(network, image, head=head, settings=settings, inside=case.brain)
         statistics = type(whole.statistics)(
             samples=whole.statistics.samples,
             probability=whole.statistics.probability[picked],
@@ -253,9 +253,8 @@ def run_network(
             mask=whole.mask[picked],
             sample_voxels=whole.sample_voxels[:, picked],
         )
-        inside = prediction.mask & case.brain
         probability = statistics.probability * case.brain
-        writer.add(case, inside, probability=probability, prediction=prediction)
+        writer.add(case, prediction.mask, probability=probability, prediction=prediction)
     writer.close()
 
 

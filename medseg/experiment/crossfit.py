@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 #: Networks of folds, and what each of them is a network of.
 FOLDS, BEGUN = "folds", "begun.txt"
+#: Where a model's record names people whose masks it was made with.
+SUBJECTS = ("subjects", "validation_subjects", "scans_subjects")
 
 
 def finetune_calibrated(
@@ -122,7 +124,8 @@ def held_out_cases(model: Model, cohort: Cohort, *, other_people: bool = False) 
     DataError
         It was trained on one of them.
     """
-    known = set(model.spec.training.get("subjects", ())) & set(cohort.source.subjects)
+    learned = (model.spec.training.get(key, ()) for key in SUBJECTS)
+    known = set[str]().union(*learned) & set(cohort.source.subjects)
     if known and not other_people:
         raise DataError(
             "A model is calibrated on subjects that it was not trained on, but it was on "

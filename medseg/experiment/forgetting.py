@@ -114,8 +114,8 @@ class Forgetting:
         device = str(next(network.parameters()).device)
         settings = PredictSettings(samples=protocol.samples, seed=protocol.seed, device=device)
         image = hide(case.image[None], hidden)[0]
-        found = predict_prepared(network, image, head=head, settings=settings)
-        masks: Tensor = found.mask & case.brain
+        found = predict_prepared(network, image, head=head, settings=settings, inside=case.brain)
+        masks: Tensor = found.mask
         truth = case.target[1:] if case.has_background else case.target
         rows = {name: truth[index] for index, name in enumerate(protocol.regions.names)}
         return {

@@ -25,11 +25,20 @@ def number(text: str) -> float:
 
 @dataclass(frozen=True, eq=False)
 class ArmScores:
-    """The scores of one arm at one n on one region."""
+    """The scores of one arm at one n on one region.
+
+    Parameters
+    ----------
+    method, source : str
+    rows : sequence of scores
+    members : int
+        Networks of each source: an arm of seed s starts from number s modulo so many.
+    """
 
     method: str
     source: str
     rows: Sequence[dict[str, str]]
+    members: int = 1
 
     @cached_property
     def subject_of(self) -> dict[str, str]:
@@ -47,28 +56,19 @@ class ArmScores:
     def at(self, column: str) -> Callable[[Place], float | None]:
         """Return what gives the score that stands at a place of a trained arm.
 
-        Thresholds have no seed, and an untrained source network no subset; where a seed started
-        from no member of its own, it is held against the mean of those there are.
+        Thresholds have no seed. A source network has no subset, and stands for every seed that
+        starts from it.
         """
         values = self.values(column)
         if self.method == "threshold":
             tuned = {(subset, case): value for (subset, _, case), value in values.items()}
             return lambda place: tuned.get((place[0], place[2]), tuned.get(("none", place[2])))
         if self.method == "zero_shot":
-            members: dict[str, list[float]] = {}
-            for (_, _, case), value in values.items():
-                members.setdefault(case, []).append(value)
-
-            def untrained(place: Place) -> float | None:
-                found = values.get(("none", place[1], place[2]))
-                return found if found is not None else _mean(members.get(place[2]))
-
-            return untrained
+            starts = {
+                (int(seed) % self.members, case): value for (_, seed, case), value in values.items()
+            }
+            return lambda place: starts.get((int(place[1]) % self.members, place[2]))
         return values.get
-
-
-def _mean(values: Sequence[float] | None) -> float | None:
-    return float(np.mean(values)) if values else None
 
 
 def _training(arm: ArmScores) -> int:

@@ -33,7 +33,7 @@ from medseg.experiment.cell import (
 )
 from medseg.experiment.failures import clear_failure, has_failed, note_failure, write_failures
 from medseg.experiment.plan import Arm, Cohort, ExperimentPlan
-from medseg.experiment.sources import make_source, more_scans, training_cases
+from medseg.experiment.sources import make_source, more_scans, refuse_own_people, training_cases
 from medseg.experiment.tables import write_tables
 from medseg.inference.posterior import Head
 from medseg.inference.provenance import git_commit, versions
@@ -112,6 +112,9 @@ def run_experiment(
 def _run(
     plan: ExperimentPlan, out: Path, key: str, clock: _Clock, *, shard: tuple[int, int]
 ) -> tuple[str, ...]:
+    for name, cohorts in plan.sources.items():
+        if name not in plan.pretraining:
+            refuse_own_people(cohorts, plan, where=f"sources.{name}")
     with FileLock(out / ".splits.lock"):
         subsets, test_only = _subsets(plan, out)
     with clock.stage("prepare target"):
@@ -150,7 +153,7 @@ def _run(
             # One arm that diverges on one subset must not cost the night of all others.
             log.error("cell %s failed, the others go on: %s", cell.identifier, error)
             note_failure(cell, out, error)
-    return _end([cell for cell, _, _ in cells], out, seed=plan.protocol.seed)
+    return _end([cell for cell, _, _ in cells], out, plan)
 
 
 def _sources(plan: ExperimentPlan, out: Path, key: str, clock: _Clock) -> dict[str, Source]:
@@ -164,7 +167,7 @@ def _sources(plan: ExperimentPlan, out: Path, key: str, clock: _Clock) -> dict[s
     return sources
 
 
-def _end(cells: Sequence[Cell], out: Path, *, seed: int) -> tuple[str, ...]:
+def _end(cells: Sequence[Cell], out: Path, plan: ExperimentPlan) -> tuple[str, ...]:
     """Write the tables when no cell is left to run; return the cells that failed."""
     done = [cell for cell in cells if is_done(cell, out)]
     failed = [cell for cell in cells if has_failed(cell, out)]
@@ -173,7 +176,8 @@ def _end(cells: Sequence[Cell], out: Path, *, seed: int) -> tuple[str, ...]:
     else:
         write_failures(failed, out)
         if done:
-            write_tables(done, out, seed=seed)
+            protocol = plan.protocol
+            write_tables(done, out, seed=protocol.seed, members=protocol.members)
     return tuple(cell.identifier for cell in failed)
 
 

@@ -7,10 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
+from medseg.errors import ConfigError
 from medseg.experiment.plan import Arm, ExperimentPlan
 from medseg.experiment.sources import more_scans, training_cases
 from medseg.inference.ensemble import joined, members_of
-from medseg.inference.model import Model, ModelSpec, load_model
+from medseg.inference.model import Model, ModelSpec, load_model, spec_to_json
 from medseg.inference.provenance import versions
 from medseg.io.atomic import write_table
 from medseg.networks.unet import UNetSettings
@@ -35,7 +38,15 @@ def source_from(*models: Model, prior: Path | None = None, kernels: Path | None 
     """Return models as the members of a source, with its filter prior and kernels, where given.
 
     A training starts from the first; an ensemble counts as its members.
+
+    Raises
+    ------
+    ConfigError
+        Two models take other channels, are prepared otherwise, predict other regions or have
+        another architecture.
     """
+    for model in models[1:]:
+        _check_alike(models[0], model)
     networks = [member for model in models for member in members_of(model.network)]
     return Source(
         network=networks[0],
@@ -44,6 +55,24 @@ def source_from(*models: Model, prior: Path | None = None, kernels: Path | None 
         kernels=None if kernels is None else KernelSet.load(kernels),
         priors=None if prior is None else LayerPriors.load(prior),
     )
+
+
+def _check_alike(first: Model, other: Model) -> None:
+    ours, theirs = (spec_to_json(model.spec) for model in (first, other))
+    faults: list[str] = []
+    for part in ("channels", "regions", "preprocess", "architecture"):
+        one, two = ours[part], theirs[part]
+        if isinstance(one, dict):
+            keys = [key for key in one if one[key] != two[key]]
+            faults += [f"{part}.{key} {one[key]} and {two[key]}" for key in keys]
+        elif one != two:
+            faults.append(f"{part} {one} and {two}")
+    if faults:
+        raise ConfigError(
+            f"Members of one source agree in channels, regions, preprocessing and architecture, "
+            f"but {first.folder} and {other.folder} have {'; '.join(faults)}.",
+            hint="Give the members of one source only, as `medseg train` wrote them.",
+        )
 
 
 def fingerprint(source: Source | None) -> str:
@@ -85,8 +114,11 @@ def finetune_target(
     cases = training_cases(plan.target, plan, regions=protocol.regions, allow_missing=False)
     architecture = plan.architecture(len(protocol.channels), protocol.regions.channels)
     training = _training_plan(plan, architecture)
-    chosen = method if objective is None else (method, objective, scans)
-    checkpoints = Checkpoints(folder=out / "state", key=f"{key}-{chosen}-{fingerprint(source)}")
+    chosen, origin = (
+        method if objective is None else (method, objective, scans),
+        fingerprint(source),
+    )
+    checkpoints = Checkpoints(folder=out / "state", key=f"{key}-{chosen}-{origin}")
     taken, tried = chosen_method(
         cases,
         training,
@@ -114,8 +146,14 @@ def finetune_target(
         strict=True,
     )
     prior = source.priors.hash if source is not None and source.priors is not None else None
+    seen = more.cases if more is not None and arm.more[1] else ()
+    # All that tells a model from another of the same label.
+    asked = TypeAdapter(Arm).dump_python(arm, mode="json")
     record = {
+        **{part: asked[part] for part in ("method", "objective", "scans")},
+        "source": origin,
         "subjects": sorted({case.subject for case in cases}),
+        "scans_subjects": sorted({case.subject for case in seen}),
         "seed": protocol.seed,
         "steps": results[0].steps,
         "prior_hash": prior if method.method in WITH_PRIOR else None,

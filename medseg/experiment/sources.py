@@ -83,15 +83,7 @@ def more_scans(plan: ExperimentPlan, name: str, *, labelled: bool) -> MoreScans:
     held = frozenset[str]().union(*(held_out_subjects(plan, source) for source in plan.sources))
     if not labelled:
         return MoreScans(unlabelled_cases(cohorts, plan, regions=wanted, without=held), wanted)
-    target = plan.target.source
-    for source in (cohort.source for cohort in cohorts):
-        own = sorted(set(source.subjects) & set(target.subjects)) * (source.name == target.name)
-        if own:
-            raise ConfigError(
-                f"Scans that are learned from beside the target's must be of other people, but "
-                f"scans.{name} has {own[:3]} of the target.",
-                hint="Leave these people out; the target's own are trained on as few_shot says.",
-            )
+    refuse_own_people(cohorts, plan, where=f"scans.{name}")
     regions = source_regions([plan.target, *cohorts], wanted)
     cases = [
         case
@@ -99,6 +91,33 @@ def more_scans(plan: ExperimentPlan, name: str, *, labelled: bool) -> MoreScans:
         for case in training_cases(cohort, plan, regions=regions, allow_missing=True, without=held)
     ]
     return MoreScans(cases, regions)
+
+
+def refuse_own_people(cohorts: Sequence[Cohort], plan: ExperimentPlan, *, where: str) -> None:
+    """Raise where masks to learn from are of people of the target, some of whom are tested on.
+
+    Parameters
+    ----------
+    cohorts : sequence of Cohort
+    plan : ExperimentPlan
+    where : str
+        What they are called in the configuration.
+
+    Raises
+    ------
+    ConfigError
+        A data set has the name of the target and some of its people.
+    """
+    target = plan.target.source
+    for source in (cohort.source for cohort in cohorts):
+        own = sorted(set(source.subjects) & set(target.subjects)) * (source.name == target.name)
+        if own:
+            raise ConfigError(
+                f"Masks that are learned from beside the target's must be of other people, but "
+                f"{where} has {own[:3]} ({len(own)} in all) of the target {target.name!r}.",
+                hint="Leave these people out, the target's own are trained on as few_shot says; or "
+                "give different data sets different names.",
+            )
 
 
 def unlabelled_cases(
@@ -249,6 +268,7 @@ def _train_member(
     folder = out / "sources" / name / f"member_{member}"
     checkpoints = Checkpoints(folder=folder / "state", key=key)
     head = Head(regions, architecture.dims, 1.0)
+    chose = pretext is None and bool(left_out) and protocol.source_training.validate_every > 0
     if pretext is not None:
         network, result = pretrain(chosen, training, pretext, checkpoints=checkpoints)
     else:
@@ -274,7 +294,13 @@ def _train_member(
         preprocess=protocol.preprocess,
         allow_missing=True,
         method="source" if pretext is None else pretext.kind,
-        training={"subjects": sorted(set(drawn)), "seed": training.seed, "versions": versions()},
+        training={
+            "subjects": sorted(set(drawn)),
+            # They chose among the steps.
+            "validation_subjects": sorted({case.subject for case in left_out}) if chose else [],
+            "seed": training.seed,
+            "versions": versions(),
+        },
     )
     Model(network, spec).save(folder)
     checkpoints.clear()

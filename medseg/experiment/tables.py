@@ -17,16 +17,28 @@ from medseg.io.atomic import read_table, write_table
 Row = dict[str, object]
 _MEANS = (
     "iou", "hd95_mm", "nsd", "volume_error_ml", "lesion_f1", "nll_nats", "brier", "ece",
+    "expected_dsc",
 )  # fmt: skip
 _ARM = ("method", "source", "n", "region")
 
 
-def write_tables(cells: Sequence[Cell], out: Path, *, seed: int) -> None:
+def write_tables(cells: Sequence[Cell], out: Path, *, seed: int, members: int) -> None:
     """Write the tables of a run from the folders of its cells.
 
     ``scores.tsv``, ``summary.tsv``, ``paired.tsv`` (every arm against every other), ``ranks.tsv``,
     ``power.tsv`` (what differences this many subjects can show), ``decisions.tsv`` (volume
-    intervals and referral) and ``reliability.tsv``.
+    intervals and referral), ``reliability.tsv`` and, where it was measured, ``forgetting.tsv``.
+
+    Parameters
+    ----------
+    cells : sequence of Cell
+        Those that are done.
+    out : Path
+        The run's folder.
+    seed : int
+        Of the bootstraps.
+    members : int
+        Networks of each source.
     """
     rows = [
         {**row, "seed": str(cell.seed)}
@@ -38,7 +50,7 @@ def write_tables(cells: Sequence[Cell], out: Path, *, seed: int) -> None:
     write_table(out / "summary.tsv", [_summary(key, arms[key], seed) for key in arms])
     paired: list[Row] = []
     ranks: list[Row] = []
-    for (region, n), same in _families(arms).items():
+    for (region, n), same in _families(arms, members).items():
         paired += paired_rows(same, n=n, region=region, seed=seed)
         ranks += rank_rows(same, n=n, region=region)
     write_table(out / "paired.tsv", paired, columns=None if paired else _ARM)
@@ -62,14 +74,14 @@ def _grouped(rows: Sequence[dict[str, str]]) -> dict[tuple[str, ...], list[dict[
 
 
 def _families(
-    arms: dict[tuple[str, ...], list[dict[str, str]]],
+    arms: dict[tuple[str, ...], list[dict[str, str]]], members: int
 ) -> dict[tuple[str, int], list[ArmScores]]:
     """Return the arms to compare, by region and n; those that see no target case are in all."""
     found: dict[tuple[str, int], list[ArmScores]] = {}
     for region in dict.fromkeys(key[3] for key in arms):
         for n in sorted({int(key[2]) for key in arms} - {0}):
             found[region, n] = [
-                ArmScores(method, source, rows)
+                ArmScores(method, source, rows, members)
                 for (method, source, size, where), rows in arms.items()
                 if where == region and int(size) in (0, n)
             ]

@@ -4,6 +4,7 @@ import copy
 import math
 from dataclasses import replace
 from functools import partial
+from typing import Annotated
 
 import torch
 from pydantic import Field
@@ -33,7 +34,7 @@ class BooVaeSettings(VaeSettings):
 
     #: Parts q(z | u_k) of the prior that are grown for each task, in the order of the tasks; the
     #: first task also has N(0, I), from which its prior grows.
-    components: tuple[int, ...] = Field(default=(8,), min_length=1)
+    components: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(8,), min_length=1)
     #: Share of the steps before the first part is grown; the others follow at equal distances.
     first_share: float = Field(default=0.5, gt=0, lt=1)
     #: Weight of the old tasks' KL while a new one is learned. At 1 a nat lost on an old item counts
@@ -108,12 +109,16 @@ class BooVae(Vae):
             Draws batches, codes and items of the old tasks.
         condition : Tensor, shape (m, condition_size), optional
         components : int, optional
-            Parts for the new task; by default as many as for the last.
+            Parts for the new task, 1 or more; by default as many as for the last.
 
         Raises
         ------
         ModelError
-            As by :meth:`fit`, or the model was not fitted.
+            As by :meth:`fit`, the model was not fitted, or the new task is to have no part.
+
+        References
+        ----------
+        Egorov, Kuzina and Burnaev (2021), section 4; see the class for what differs.
         """
         if not bool(self.pseudo.any()):
             raise ModelError(
@@ -122,6 +127,11 @@ class BooVae(Vae):
                 hint="Call fit on the first task's items.",
             )
         added = self.settings.components[-1] if components is None else components
+        if added < 1:
+            raise ModelError(
+                f"A task has one part of the prior or more, but components is {added}.",
+                hint="Leave components out: as many as for the last task are taken.",
+            )
         chosen = replace(self.settings, components=(*self.settings.components, added))
         made = BooVae(self.event_shape, chosen).to(items.device)
         state, known = self.state_dict(), made.state_dict()
@@ -225,23 +235,27 @@ class BooVae(Vae):
         *,
         generator: torch.Generator,
     ) -> None:
-        """Find the pseudo-input of a part, then its place and the weights of its task."""
+        """Find the pseudo-input of a part, then its place and the weights of its task.
+
+        The search moves the item alone and keeps the condition of the one it started from: a value
+        in between would be that of no layer.
+        """
         with torch.no_grad():
             mean, log_std = self.encoder(u, condition)
             z = mean + log_std.exp() * self._noise(len(u), like=u, generator=generator)
             before = self._log_prior(z)
             # The items' own codes, of which the best one is where the search starts.
             gains = self._gain(z, before, mean[:_STARTS], log_std[:_STARTS], part - first)
-        inputs = join(u, condition)
-        free = inputs[int(gains.argmax())].clone().requires_grad_()
+        start = join(u, condition)[int(gains.argmax())]
+        free, told = start[: self.size].clone().requires_grad_(), start[self.size :]
         optimiser = torch.optim.Adam([free], lr=_SEARCH_RATE)
         for _ in range(_SEARCH_STEPS):
-            found = self._posteriors(free[None])
+            found = self._posteriors(torch.cat([free, told])[None])
             (gradient,) = torch.autograd.grad(-self._gain(z, before, *found, part - first)[0], free)
             free.grad = gradient
             optimiser.step()
         with torch.no_grad():
-            self.pseudo[part - 1].copy_(free)
+            self.pseudo[part - 1].copy_(torch.cat([free, told]))
         self._place(part, part + 1)
         self._weigh(first, part + 1, u, condition, generator=generator)
 
@@ -271,7 +285,10 @@ class BooVae(Vae):
         *,
         generator: torch.Generator,
     ) -> None:
-        """Refit the weights of parts ``first`` to ``stop`` by EM; the others keep theirs."""
+        """Refit the weights of parts ``first`` to ``stop`` by EM; the others keep theirs.
+
+        Of EM for mixtures only the weights' step (Dempster, Laird and Rubin 1977, section 4.3).
+        """
         mean, log_std = self.encoder(u, condition)
         z = mean + log_std.exp() * self._noise(len(u), like=u, generator=generator)
         inside = log_normal(z[:, None], self.part_mean[:stop], self.part_log_std[:stop])

@@ -218,7 +218,12 @@ def named_channels(statistics: SampleStatistics, regions: RegionSettings) -> Sam
 
 
 def predict_prepared(
-    network: nn.Module, image: Image, *, head: Head, settings: PredictSettings | None = None
+    network: nn.Module,
+    image: Image,
+    *,
+    head: Head,
+    settings: PredictSettings | None = None,
+    inside: Tensor | None = None,
 ) -> PreparedPrediction:
     """Return what the posterior says of an image, on the image's own grid.
 
@@ -231,6 +236,9 @@ def predict_prepared(
     head : Head
         How to read the logits.
     settings : PredictSettings, optional
+    inside : Tensor, shape (x, y, z), bool, optional
+        Where a mask may be, such as the brain: what lies outside counts in no mask and no volume.
+        Maps are what the network says everywhere.
 
     Returns
     -------
@@ -247,15 +255,22 @@ def predict_prepared(
         if head.has_share:
             probabilities, share = probabilities.chunk(2)
         statistics.add(probabilities)
-        masks = decode(probabilities, settings=head.regions, threshold=chosen.threshold)
-        counts.append([int(masks[name].sum()) for name in head.regions.names])
+        counts.append(_masks(probabilities, head, chosen, inside).flatten(1).sum(1))
     result = statistics.result()
     if share is not None:
         result = statistics_of_share(result.probability, share)
-    masks = decode(result.probability, settings=head.regions, threshold=chosen.threshold)
     return PreparedPrediction(
         names=tuple(head.regions.names),
         statistics=named_channels(result, head.regions),
-        mask=torch.stack([masks[name] for name in head.regions.names]),
-        sample_voxels=torch.tensor(counts),
+        mask=_masks(result.probability, head, chosen, inside),
+        sample_voxels=torch.stack(counts).cpu(),
     )
+
+
+def _masks(
+    probabilities: Tensor, head: Head, settings: PredictSettings, inside: Tensor | None
+) -> Tensor:
+    """Return the decided masks (n, x, y, z) of the regions, in their order."""
+    found = decode(probabilities, settings=head.regions, threshold=settings.threshold)
+    masks = torch.stack([found[name] for name in head.regions.names])
+    return masks if inside is None else masks & inside.to(masks.device)

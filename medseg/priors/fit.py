@@ -143,6 +143,11 @@ def takes_condition(kind: str) -> bool:
     return kind in KINDS and "condition_size" in KINDS[kind].settings_type.__dataclass_fields__
 
 
+def is_normalised(kind: str) -> bool:
+    """Return whether priors of a kind integrate to one, as the parts of a mixture must."""
+    return kind not in KINDS or KINDS[kind].is_normalised
+
+
 def _merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Return ``values`` with ``changes`` put in, at any depth."""
     merged = dict(values)

@@ -77,7 +77,6 @@ class Rank:
     n: int
     region: str
     mean_rank: float
-    mean_dsc: float
     critical_difference: float
     p_friedman: float
     n_subjects: int
@@ -200,7 +199,6 @@ def _rank(row: Mapping[str, str]) -> Rank:
         _as_count(row.get("n")),
         row.get("region", ""),
         as_number(row.get("mean_rank")),
-        as_number(row.get("mean_dsc")),
         as_number(row.get("critical_difference")),
         as_number(row.get("p_friedman")),
         _as_count(row.get("n_subjects")),

@@ -312,9 +312,9 @@ def _volumes(material: Material) -> Section:
         return section
     best = [_best_with_interval(material, answer) for answer in material.answers]
     section.show(volume_plot(material.run, [b for b in best if b]), "No arm has volume intervals.")
-    section.tables.append(coverage_table(found))
     tables = [decision_table(material.run.decisions, region=r) for r in material.run.regions]
-    section.tables += [table for table in tables if table is not None]
+    # Decisions hold the coverage too, with its interval over subjects.
+    section.tables = [table for table in tables if table is not None] or [coverage_table(found)]
     return section
 
 

@@ -14,7 +14,6 @@ from medseg.report.run_folder import Difference, Run, Score, Summary, as_number
 from medseg.seeding import numpy_generator
 
 RESAMPLES = 2000
-NOMINAL_COVERAGE = 0.9
 
 
 @dataclass(frozen=True)

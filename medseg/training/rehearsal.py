@@ -67,19 +67,27 @@ def rehearsed_cases(
     TrainingError
         There is no scan, or one knows none of the target's regions.
     """
+    if not cases:
+        raise TrainingError(
+            "Rehearsal sees other scans between those of the target, but there are none.",
+            hint="Name scans with masks of the target's regions: an arm's scans in a YAML, --scans "
+            "of medseg finetune.",
+        )
     if given.mode != wanted.mode or not set(wanted.names) <= set(given.names):
         raise TrainingError(
             f"Rehearsed scans must be encoded as the target is, {wanted.mode} {wanted.names}, but "
-            f"they are {given.mode} {given.names}."
+            f"they are {given.mode} {given.names}.",
+            hint="Name scans whose masks mark every region of protocol.regions.names.",
         )
     first = int(wanted.mode == "classes")
     order = [*range(first), *(given.names.index(name) + first for name in wanted.names)]
     chosen = [replace(case, target=case.target[order], known=case.known[order]) for case in cases]
     blind = [case.identifier for case in chosen if not bool(case.known[first:].any())]
-    if blind or not chosen:
+    if blind:
         raise TrainingError(
-            f"Rehearsed scans must know some of the regions {', '.join(wanted.names)}, but "
-            f"{blind[:3] or 'there is no scan'} do not.",
-            hint="Name scans of the same disease, such as generated ones, or take hard_sharing.",
+            f"Each rehearsed scan must know some of the regions {', '.join(wanted.names)}, but "
+            f"{', '.join(blind[:3])} ({len(blind)} in all) know none.",
+            hint="Name scans of the target's disease, such as generated ones; for those of another "
+            "take the objective hard_sharing or soft_sharing.",
         )
     return chosen

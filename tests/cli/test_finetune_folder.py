@@ -1,5 +1,6 @@
 """``medseg finetune FOLDER``: a bare folder of scans with masks instead of a configuration."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -10,15 +11,19 @@ import torch
 
 from medseg.cli.main import main
 from medseg.data.regions import RegionSettings
+from medseg.errors import ConfigError
 from medseg.experiment import single
+from medseg.experiment.single import fingerprint, load_source_model, source_from
 from medseg.inference.model import Model, ModelSpec, load_model
 from medseg.networks.unet import UNetSettings
 from medseg.preprocess.prepare import PreprocessSettings
 from medseg.priors.fit import FitPriorSettings, fit_priors
 from medseg.priors.harvest import harvest
 from medseg.training.checkpoint import Checkpoints
+from medseg.training.method import MethodSettings
 from medseg.training.transfer import new_network
 
+WIDER = UNetSettings(in_channels=2, out_channels=2, widths=(4, 8))
 SHAPE = (16, 18, 14)
 FAST = (
     "protocol.target_training.steps=2",
@@ -96,7 +101,51 @@ def test_a_folder_is_trained_on_like_the_source(
     assert (made.channels, made.preprocess) == (given.channels, given.preprocess)
     assert made.architecture.widths == given.architecture.widths
     assert made.training["subjects"] == ["pat1", "pat2"]
+    settings = MethodSettings(**made.training["method"])
+    assert settings == MethodSettings(method="dwp")
+    assert (made.training["objective"], made.training["scans"]) == (None, "")
+    prior = tmp_path / "prior"
+    assert made.training["source"] == fingerprint(load_source_model(source, prior=prior))
+    assert made.training["source"] != fingerprint(load_source_model(source))
     assert "2 cases (brats)" in (out / "medseg.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        (("resampled",), "--kernels is not given"),
+        (("dwp", "--set", "init=resampled", "--prior", "somewhere"), "--kernels is not given"),
+        (("anchored",), "--prior is not given"),
+    ],
+)
+def test_what_a_method_needs_is_named(
+    tmp_path: Path,
+    tumours: Path,
+    source: Path,
+    capsys: pytest.CaptureFixture[str],
+    method: tuple[str, ...],
+    words: str,
+) -> None:
+    argv = ("finetune", tumours, "--source", source, "--out", tmp_path / "x", "--method", *method)
+    assert run(*argv) == 2
+    assert words in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"channels": ("t1c", "flair")}, r"channels \['flair', 't1c'\] and \['t1c', 'flair'\]"),
+        ({"preprocess": PreprocessSettings(normalise="minmax")}, "preprocess.normalise zscore and"),
+        ({"regions": RegionSettings(names=("whole", "lesion"))}, r"regions.names .*'lesion'\]"),
+        ({"architecture": WIDER}, r"architecture.widths \[4, 4\] and \[4, 8\]"),
+    ],
+)
+def test_members_of_a_source_agree(source: Path, change: dict, words: str) -> None:
+    given = load_model(source)
+    source_from(given, given)
+    spec = replace(given.spec, **change)
+    with pytest.raises(ConfigError, match=words):
+        source_from(given, Model(new_network(spec.architecture, seed=0), spec))
 
 
 def test_a_folder_of_lesions_keeps_the_head_of_its_region(tmp_path: Path, source: Path) -> None:

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,10 @@ from medseg.config.load import find_config, find_faults, read_yaml, shipped_conf
 from medseg.config.schema import DataConfig, ExperimentConfig
 from medseg.config.translation import TranslationConfig
 from medseg.errors import ConfigError, DataError
+from medseg.experiment.sources import refuse_own_people
+from medseg.priors.fit import PRIOR_KINDS, is_normalised
 
+ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted(shipped_configs().rglob("*.y*ml"))
 EXPERIMENTS = [path for path in CONFIGS if shipped_configs() / "experiment" in path.parents]
 GENERATORS = [path for path in CONFIGS if path.parent.name == "generate"]
@@ -75,7 +79,26 @@ def test_every_experiment_validates(path: Path) -> None:
         assert any(part.kind != "phantom" for part in used), "only real data may be absent"
         return
     assert set(plan.sources) == set(config.sources)
+    for name, cohorts in {**plan.sources, **plan.scans}.items():
+        if name not in plan.pretraining:
+            refuse_own_people(cohorts, plan, where=name)
     assert len(plan.target.source) > max(config.protocol.few_shot.sizes)
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_an_experiment_says_how_it_is_run_and_holds_nothing_that_no_arm_uses(path: Path) -> None:
+    first = path.read_text(encoding="utf-8").splitlines()[0]
+    command = re.fullmatch(r"# (tools/\w+|medseg experiment|medseg demo)( .*)?", first)
+    assert command, first
+    assert not command[1].startswith("tools/") or (ROOT / command[1]).is_file()
+    named = re.search(r"medseg experiment ([\w/]+)", first)
+    assert named is None or find_config(named[1]) == path
+    config = read_experiment(read_yaml(path), where=path.name)
+    arms = config.arms
+    assert {name for arm in arms for name in arm.sources} == set(config.sources)
+    assert {arm.scans for arm in arms if arm.scans} == set(config.scans)
+    assert set(config.protocol.priors) <= {arm.method.prior for arm in arms}
+    assert config.statements
 
 
 def test_configurations_are_found_by_path_and_by_name(tmp_path: Path) -> None:
@@ -211,7 +234,8 @@ def test_a_folder_needs_the_meaning_of_its_labels(tmp_path: Path) -> None:
     [
         ("arms.1.sources=[mss]", "arms.1.sources must name some of"),
         ("arms.1.sources=[]", "arms.1.sources must name some of"),
-        ("arms.1={method: {method: ri}}", "once per source"),
+        ("arms.1={method: {method: ri}}", r"'ri' on 'none' is arms.0 and arms.1: give one a name"),
+        ("arms.1.method={method: anchored, prior: rbm}", r"arms.1.*normalised.* kind 'rbm'"),
         ("arms=[]", "arms"),
         ("protocol.regions.names=[core, hole]", "'hole'"),
         ("target.regions={lesion: [1]}", "protocol.regions.names"),
@@ -225,6 +249,27 @@ def test_parts_that_do_not_fit_together_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=words):
         load_plan(write(tmp_path, minimal()), [change])
+
+
+def test_an_anchored_arm_takes_normalised_priors_only_whatever_they_are_called() -> None:
+    arms = [{"method": {"method": "anchored"}, "sources": ["ms"]}]
+    for kind in PRIOR_KINDS:
+        values = minimal() | {"arms": arms, "protocol": {"prior": {"kind": kind}}}
+        if is_normalised(kind):
+            read_experiment(values, where="x")
+        else:
+            with pytest.raises(ConfigError, match=f"normalised.*{kind!r}"):
+                read_experiment(values, where="x")
+    values["protocol"] = {"priors": {"mine": {"kind": "gan"}}}
+    values["arms"] = [{"method": {"method": "anchored", "prior": "mine"}, "sources": ["ms"]}]
+    with pytest.raises(ConfigError, match="'gan'"):
+        read_experiment(values, where="x")
+
+
+def test_an_arm_like_another_is_told_apart_by_a_name(tmp_path: Path) -> None:
+    values = minimal()
+    values["arms"].append(values["arms"][1] | {"name": "again"})
+    assert [arm.label for arm in load_plan(write(tmp_path, values)).arms] == ["ri", "pr", "again"]
 
 
 def test_absent_data_are_a_fault_of_the_data(tmp_path: Path) -> None:

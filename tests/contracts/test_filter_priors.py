@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from medseg.errors import PriorError
 from medseg.generative.catalog import KINDS, make_model
 from medseg.priors.anchored import AnchoredPrior
-from medseg.priors.fit import PRIOR_KINDS, FitPriorSettings, takes_condition
+from medseg.priors.fit import PRIOR_KINDS, FitPriorSettings, is_normalised, takes_condition
 from medseg.priors.gaussian import DiagonalGaussian, FullGaussian, SourceCentredGaussian
 from medseg.priors.layer_priors import LayerPriors
 from medseg.priors.learned import learned_prior
@@ -105,6 +105,13 @@ def prior(request: pytest.FixtureRequest, kernels: Tensor) -> FilterPrior:
 
 def test_every_kind_is_under_the_laws() -> None:
     assert set(PRIOR_KINDS) == {"diagonal", "gaussian", *QUICK}
+
+
+def test_a_kind_tells_before_any_fit_whether_it_is_normalised() -> None:
+    for kind in QUICK:
+        model = FitPriorSettings(kind=kind, model=QUICK[kind]).make((3, 3))
+        assert learned_prior(model).is_normalised == is_normalised(kind)
+    assert all(PRIORS[kind](toy_kernels((3, 3))).is_normalised for kind in ("diagonal", "gaussian"))
 
 
 def test_follows_the_protocol(prior: FilterPrior, kernels: Tensor) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -181,6 +182,7 @@ class TestPairs:
         member = {("none", s, f"c{i}"): 0.1 + 0.2 * int(s) for s in "01" for i in range(12)}
         trained = {k: 0.5 + 0.1 * int(k[1]) for k in grid(0)}
         arms = [arm("threshold", tuned), arm("zero_shot", member, "ms"), arm("pr", trained, "ms")]
+        arms = [replace(one, members=2) for one in arms]
         found = {
             (r["method"], r["against"]): r["difference_dsc"]
             for r in paired_rows(arms, n=2, region="core", seed=0)
@@ -192,6 +194,25 @@ class TestPairs:
         (first, *rest) = rank_rows(arms, n=2, region="core")
         assert (first["method"], first["mean_rank"], first["n_subjects"]) == ("pr", 1.0, 12)
         assert [row["n_arms"] for row in rest] == [3, 3]
+
+    @pytest.mark.parametrize("members", [1, 2, 3])
+    def test_a_seed_is_held_against_the_network_it_started_from(self, members: int):
+        seeds, draw = range(5), np.random.default_rng(0)
+        start = {m: {f"c{i}": float(draw.random()) for i in range(4)} for m in range(members)}
+        source = {("none", str(m), case): v for m, of in start.items() for case, v in of.items()}
+        trained = {
+            (subset, str(s), case): value + 0.1
+            for subset in "01"
+            for s in seeds
+            for case, value in start[s % members].items()
+        }
+        arms = [arm("zero_shot", source, "ms"), arm("pr", trained, "ms")]
+        arms = [replace(one, members=members) for one in arms]
+        rows = {r["method"]: r for r in paired_rows(arms, n=2, region="core", seed=0)}
+        assert rows["pr"]["difference_dsc"] == pytest.approx(0.1)
+        # Like is compared with like, so that nothing spreads.
+        assert rows["pr"]["sd_dsc"] == pytest.approx(0, abs=1e-12)
+        assert rows["pr"]["n_pairs"] == 4 * 2 * len(seeds)
 
     def test_ranks_use_what_all_arms_were_scored_on(self):
         # Subset 1 alone would turn the order round, and one arm lost it.

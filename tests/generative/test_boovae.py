@@ -3,6 +3,7 @@ from functools import cache
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from medseg.errors import ModelError, ShapeError
@@ -136,7 +137,28 @@ def test_conditions_of_the_old_task_are_remembered() -> None:
         model.extend(new_task(0), generator=torch_generator(0))
 
 
+def test_pseudo_inputs_have_conditions_that_were_given() -> None:
+    brief = FitSettings(max_steps=60, epochs=60)
+    options = BooVaeSettings(latent=2, hidden=(8,), components=(4,), condition_size=3, fit=brief)
+    model = BooVae((2,), options)
+    told = torch.eye(3)[torch.arange(600) % 3]
+    model.fit(old_task(0), generator=torch_generator(0), condition=told)
+    assert (model.pseudo[:, None, 2:] == torch.eye(3)).all(2).any(1).all()
+    # The item itself has moved.
+    u = model.standardiser(old_task(0))
+    assert float(torch.cdist(model.pseudo[:, :2], u).amin(1).max()) > 1e-3
+
+
+@pytest.mark.parametrize("components", [(), (0,), (4, -1)])
+def test_every_task_has_a_part(components: tuple[int, ...]) -> None:
+    with pytest.raises(ValidationError, match="components"):
+        BooVaeSettings(latent=2, components=components)
+
+
 def test_what_cannot_be_extended_is_refused() -> None:
+    for components in (0, -2):
+        with pytest.raises(ModelError, match="one part"):
+            before().extend(new_task(0), generator=torch_generator(0), components=components)
     with pytest.raises(ModelError, match="after its first task"):
         BooVae((2,), SETTINGS).extend(new_task(0), generator=torch_generator(0))
     broken = new_task(0)

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import nn
 
-from medseg.data.regions import RegionSettings
+from medseg.data.regions import RegionSettings, decode
 from medseg.inference.posterior import (
     Head,
     VolumeInterval,
@@ -123,6 +123,21 @@ def test_statistics_are_those_of_the_samples(dims: int) -> None:
     interval = result.volume("whole", voxel_volume_mm3=500.0)
     assert interval.low_ml <= interval.median_ml <= interval.high_ml
     assert interval.median_ml == pytest.approx(counts[:, 1].double().quantile(0.5).item() / 2)
+
+
+@pytest.mark.parametrize("head", [REGIONS, CLASSES], ids=["regions", "classes"])
+def test_what_lies_outside_counts_in_no_mask_and_no_volume(head: Head) -> None:
+    net, chosen = variational(), PredictSettings(samples=4)
+    inside = torch.rand(IMAGE.shape[1:], generator=torch.Generator().manual_seed(0)) < 0.5
+    whole = predict_prepared(net, IMAGE, head=head, settings=chosen)
+    result = predict_prepared(net, IMAGE, head=head, settings=chosen, inside=inside)
+    assert torch.equal(result.mask, whole.mask & inside)
+    assert bool((whole.mask & ~inside).any())
+    for number, sample in enumerate(draw(net, head)):
+        found = decode(sample, settings=head.regions)
+        counts = [int((found[name] & inside).sum()) for name in head.regions.names]
+        assert result.sample_voxels[number].tolist() == counts
+    assert torch.equal(result.statistics.probability, whole.statistics.probability)
 
 
 def test_background_of_classes_is_used_and_left_out_of_the_result() -> None:

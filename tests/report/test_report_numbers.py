@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import math
+from itertools import product
 from pathlib import Path
+from typing import get_args
 
 import matplotlib as mpl
 import numpy as np
@@ -9,6 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from medseg.config.build import read_experiment
+from medseg.config.load import find_config, read_yaml
 from medseg.io.atomic import read_table, write_table
 from medseg.report import summary_table, write_report
 from medseg.report.arms import LOOKS, Arm, look_of
@@ -18,6 +22,11 @@ from medseg.report.plots import learning_curve
 from medseg.report.run_folder import read_run
 from medseg.report.statistics import bootstrap_interval, calibrations, coverages, summaries
 from medseg.report.tables import held_out_table
+from medseg.training.method import MethodName, MethodSettings
+from medseg.training.objectives import ObjectiveSettings
+
+#: Annotated: the union, and how its members are told apart.
+OBJECTIVE = get_args(ObjectiveSettings)[0]
 
 OKABE_ITO = {
     "#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7",
@@ -109,6 +118,46 @@ def test_a_named_prior_has_words_of_its_own() -> None:
     assert look_of("dwp_gmm").short == "DWP: gmm"
     assert look_of("dwp_gmm_prior").short == "DWP: gmm, prior start"
     assert look_of("dwp_prior").short == "DWP (prior start)"
+    assert look_of("anchored_near_rehearsal").short == "Anchored: near (rehearsal)"
+
+
+WITHOUT_WORDS = look_of("brand_new").words
+
+
+def test_every_arm_that_can_be_trained_has_words() -> None:
+    kinds = [None, *(kind.__dataclass_fields__["kind"].default for kind in get_args(OBJECTIVE))]
+    for method in get_args(MethodName):
+        plain = LOOKS[MethodSettings(method=method).label]
+        for members, kind in product((1, 5), kinds):
+            label = MethodSettings(method=method, members=members).label
+            look = look_of(label if kind is None else f"{label}_{kind}")
+            assert (look.colour, look.rank) == (plain.colour, plain.rank)
+            assert look.words.startswith(plain.words)
+            assert ("×5" in look.short) == (members == 5)
+            assert look.baseline == (plain.baseline and kind is None)
+            assert (look.short == plain.short) == (members == 1 and kind is None)
+    noisy = MethodSettings(method="resampled", noise=0.1)
+    by_weight = MethodSettings(method="gaussian", prior_spread="weight", members=2)
+    drawn = MethodSettings(method="dwp", prior="gmm", init="resampled", noise=0.1)
+    assert [look_of(chosen.label).short for chosen in (noisy, by_weight, drawn)] == [
+        "Resampled (noise)", "Gaussian prior (by weight, ×2)", "DWP: gmm, resampled start (noise)",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["semireal", "demo_full", "ms_to_tumour_real"])
+def test_no_two_arms_of_a_shipped_experiment_look_alike(name: str) -> None:
+    arms = read_experiment(read_yaml(find_config(name)), where=name).arms
+    labels = ["threshold", "zero_shot", "nnunet", "nnunet_pretrained", *(arm.label for arm in arms)]
+    looks = [look_of(label) for label in dict.fromkeys(labels)]
+    assert WITHOUT_WORDS not in {look.words for look in looks}
+    assert len({look.short for look in looks}) == len(looks)
+    assert len({(look.colour, look.marker) for look in looks}) == len(looks)
+
+
+def test_a_factor_after_nnunet_is_one_of_time() -> None:
+    assert look_of("nnunet_x10_7s").short == "nnU-Net (time ×10, 7 s)"
+    assert look_of("nnunet_pretrained_x0.5").short == "nnU-Net, pretrained (time ×0.5)"
+    assert look_of("brand_new_x5").words == WITHOUT_WORDS
 
 
 def test_a_threshold_tuned_at_each_n_is_drawn_as_a_curve(own_run: Path) -> None:

@@ -58,7 +58,7 @@ def test_scans_that_know_no_region_of_the_target_are_refused() -> None:
     given = RegionSettings(names=("core", "whole", "lesion"))
     with pytest.raises(TrainingError, match="one"):
         rehearsed_cases([case((False, False, True))], given=given, wanted=WANTED)
-    with pytest.raises(TrainingError, match="there is no scan"):
+    with pytest.raises(TrainingError, match="there are none"):
         rehearsed_cases([], given=WANTED, wanted=WANTED)
     with pytest.raises(TrainingError, match="encoded as the target"):
         rehearsed_cases(

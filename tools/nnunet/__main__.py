@@ -1,9 +1,11 @@
 """Adds nnU-Net v2 to a finished experiment: methods nnunet (from scratch) and nnunet_pretrained.
 
 Trained on the same subsets as the arm named by --like, for the same wall time, tested on the same
-cases, scored by the same code. Writes cells into the experiment's folder and its tables anew; run
-it again after an interruption, or after the experiment went on: what is done stays done. On a CPU
-the same time is few steps for nnU-Net's larger network: --times 10 shows what more time brings.
+cases, scored by the same code. The time of an arm is that of all its members, that of a source that
+of all its networks; each cell's time.json has them. Writes cells into the experiment's folder and
+its tables anew; run it again after an interruption, or after the experiment went on: what is done
+stays done. On a CPU the same time is few steps for nnU-Net's larger network: --times 10 shows what
+more time brings.
 """
 
 from __future__ import annotations
@@ -13,10 +15,10 @@ import dataclasses
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,10 +26,11 @@ if TYPE_CHECKING:
     from medseg.data.training_set import TrainingCase
     from medseg.experiment.cell import Cell
     from medseg.experiment.plan import ExperimentPlan
+    from tools.nnunet.cells import Template
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRATCH, PRETRAINED = "nnunet", "nnunet_pretrained"
-TARGET, SOURCE = "Dataset501_target", "Dataset502_source"
+TARGET = "Dataset501_target"
 
 log = logging.getLogger("tools.nnunet")
 
@@ -50,87 +53,10 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-@dataclass(frozen=True)
-class Template:
-    """A cell of the arm that is compared with.
-
-    Parameters
-    ----------
-    cell : Cell
-    train, test : tuple of str
-        Subjects it was trained on, identifiers of the cases it was tested on.
-    seconds : float
-        Its training.
-    """
-
-    cell: Cell
-    train: tuple[str, ...]
-    test: tuple[str, ...]
-    seconds: float
-
-
 def suffix_of(chosen: argparse.Namespace) -> str:
     """Return what tells an arm with another time than the compared one's apart, by name."""
     times = "" if chosen.times == 1 else f"_x{chosen.times:g}"
     return times + ("" if chosen.seconds is None else f"_{chosen.seconds:g}s")
-
-
-def made_cell(row: dict[str, str], **changes: str) -> Cell:
-    """Return the cell that a row of scores belongs to."""
-    from medseg.experiment.cell import Cell
-
-    given = row | changes
-    values: dict[str, Any] = {
-        field.name: int(given[field.name]) if field.name in ("n", "seed") else given[field.name]
-        for field in dataclasses.fields(Cell)
-        if field.name in given
-    }
-    return Cell(**values)
-
-
-def cells_of(run: Path) -> Iterable[tuple[Cell, list[dict[str, str]]]]:
-    """Yield every finished cell of a run with its rows."""
-    from medseg.io.atomic import read_table
-
-    for path in sorted((run / "cells").glob("*/scores.tsv")):
-        rows = read_table(path)
-        if rows:
-            yield made_cell(rows[0]), rows
-
-
-def templates(run: Path, like: str, source: str | None, subjects: Sequence[str]) -> list[Template]:
-    """Return the cells of method ``like`` on one source.
-
-    Raises
-    ------
-    ConfigError
-        There is none.
-    """
-    from medseg.errors import ConfigError
-    from medseg.io.atomic import read_table
-
-    found: list[Template] = []
-    for cell, rows in cells_of(run):
-        if cell.method != like or (source not in (None, cell.source)):
-            continue
-        source = cell.source
-        history = read_table(run / "histories" / f"{cell.identifier}.tsv")
-        found.append(
-            Template(
-                cell,
-                tuple(subjects[int(number)] for number in cell.subset.split("+")),
-                tuple(dict.fromkeys(row["case"] for row in rows)),
-                float(history[-1]["seconds"]),
-            )
-        )
-    if not found:
-        known = sorted({f"{cell.method} on {cell.source}" for cell, _ in cells_of(run)})
-        raise ConfigError(
-            f"--like {like}{f' --source {source}' if source else ''} must be an arm of {run}, but "
-            f"its finished ones are {known}.",
-            hint="Name another arm, or run the experiment first.",
-        )
-    return found
 
 
 def load_run(run: Path) -> ExperimentPlan:
@@ -164,6 +90,7 @@ class Arm:
 
     def __init__(self, chosen: argparse.Namespace) -> None:
         from medseg.experiment.sources import training_cases
+        from tools.nnunet.cells import templates
         from tools.nnunet.data import make_scheme
 
         self.run: Path = chosen.run.resolve()
@@ -193,6 +120,8 @@ class Arm:
 
     def job(self) -> dict[str, Any]:
         """Write the data sets and return what the worker has to do."""
+        from tools.nnunet.cells import source_dataset, source_seconds
+
         times = self.chosen.times
         trained = {subject for template in self.templates for subject in template.train}
         tested = {case for template in self.templates for case in template.test}
@@ -203,11 +132,13 @@ class Arm:
         names = [TARGET]
         source: dict[str, Any] = {}
         if self.source != "none":
-            names.append(SOURCE)
+            dataset = source_dataset(list(self.plan.sources), self.source)
+            names.append(dataset)
+            given = self.chosen.source_seconds
             source = {
-                "dataset": SOURCE,
-                "keys": self._write_source(),
-                "seconds": times * self._source_seconds(),
+                "dataset": dataset,
+                "keys": self._write_source(dataset),
+                "seconds": times * (given or source_seconds(self.run, self.source)),
                 "seed": self.plan.protocol.seed,
             }
         cells = [
@@ -215,8 +146,9 @@ class Arm:
                 "out": str(self.work / "predictions" / self._cell(template, *variant).identifier),
                 "keys": [key for key, case in train.items() if case.subject in template.train],
                 "test": [key for key, case in test.items() if case.identifier in template.test],
+                "like": template.cell.identifier,
                 "seconds": times * (self.chosen.seconds or template.seconds),
-                "seed": getattr(template.cell, "seed", 0),
+                "seed": template.cell.seed,
                 "pretrained": variant[0].startswith(PRETRAINED),
             }
             for template in self.templates
@@ -232,12 +164,6 @@ class Arm:
             "test": images,
             "cells": cells,
         }
-
-    def _source_seconds(self) -> float:
-        """Return the time that training this source took: its share of the stage."""
-        given = self.chosen.source_seconds
-        stage = float(self.record["seconds"].get("train sources, fit priors", 0.0))
-        return given or stage / max(len(self.plan.sources), 1)
 
     def _cell(self, template: Template, method: str, source: str) -> Cell:
         return dataclasses.replace(template.cell, method=method, source=source)
@@ -256,12 +182,12 @@ class Arm:
             spacing_mm=self.spacing,
         )
 
-    def _write_source(self) -> list[str]:
+    def _write_source(self, dataset: str) -> list[str]:
         from medseg.experiment.plan import source_regions
         from medseg.experiment.sources import training_cases
         from tools.nnunet.data import make_scheme
 
-        labels = self.work / "raw" / SOURCE / "labelsTr"
+        labels = self.work / "raw" / dataset / "labelsTr"
         # Written last, and worth keeping: a source may take minutes to generate.
         if not (labels.parent / "dataset.json").is_file():
             cohorts = self.plan.sources[self.source]
@@ -274,7 +200,7 @@ class Arm:
             wanted = {name: self.plan.target.definition[name] for name in self.names}
             scheme = make_scheme(regions.names, wanted)
             named = {f"case_{number:04d}": case for number, case in enumerate(cases)}
-            self._write(SOURCE, named, regions.names, scheme)
+            self._write(dataset, named, regions.names, scheme)
         return sorted(path.name.removesuffix(".nii.gz") for path in labels.glob("*.nii.gz"))
 
     def _images(self, test: dict[str, TrainingCase]) -> dict[str, list[str]]:
@@ -332,6 +258,9 @@ class Arm:
                     self._add(writer, path)
                 rows = json.loads((folder / "history.json").read_text())
                 write_table(self.run / "histories" / f"{cell.identifier}.tsv", rows)
+                # Beside the scores: how long it was given, and what it made of that.
+                writer.folder.mkdir(parents=True, exist_ok=True)
+                shutil.copy(folder / "time.json", writer.folder)
                 writer.close()
                 new += 1
         return new
@@ -351,6 +280,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     from medseg.errors import MedsegError
     from medseg.experiment.tables import write_tables
+    from tools.nnunet.cells import cells_of
 
     try:
         arm = Arm(chosen)
@@ -362,7 +292,8 @@ def main() -> None:
         finally:
             log.info("%d new cells", arm.score())
         done = [cell for cell, _ in cells_of(arm.run)]
-        write_tables(done, arm.run, seed=arm.plan.protocol.seed)
+        protocol = arm.plan.protocol
+        write_tables(done, arm.run, seed=protocol.seed, members=protocol.members)
     except MedsegError as error:
         sys.exit(f"nnunet_arm: {error}")
 

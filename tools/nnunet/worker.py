@@ -114,7 +114,7 @@ def make_trainer(job: dict[str, Any], name: str, keys: list[str], seed: int) -> 
 def pretrain(job: dict[str, Any]) -> str:
     """Train on the source, once; return nnU-Net's checkpoint."""
     source = job["source"]
-    path = Path(job["results"]) / f"source_{source['seconds']:.0f}s.pth"
+    path = Path(job["results"]) / f"{source['dataset']}_{source['seconds']:.0f}s.pth"
     if not path.is_file():
         trainer = make_trainer(job, source["dataset"], source["keys"], source["seed"])
         rows = trainer.train_for(source["seconds"])
@@ -151,6 +151,22 @@ def predict(trainer: TimedTrainer, images: dict[str, list[str]], out: Path) -> N
         np.save(out / f"{key}.npy", inside)
 
 
+def times_of(
+    job: dict[str, Any], cell: dict[str, Any], rows: list[dict[str, float]]
+) -> dict[str, Any]:
+    """Return how long a cell was trained, for people."""
+    return {
+        "like": cell["like"],
+        "seconds_given": cell["seconds"],
+        "seconds": rows[-1]["seconds"],
+        "steps": len(rows),
+        "source": job["source"]["dataset"] if cell["pretrained"] else None,
+        "source_seconds_given": job["source"]["seconds"] if cell["pretrained"] else None,
+        "device": job["device"],
+        "threads": job["threads"],
+    }
+
+
 def run(job: dict[str, Any]) -> None:
     prepare(job)
     for cell in job["cells"]:
@@ -163,6 +179,7 @@ def run(job: dict[str, Any]) -> None:
             load_pretrained_weights(trainer.network, pretrain(job))
         rows = trainer.train_for(cell["seconds"])
         predict(trainer, {key: job["test"][key] for key in cell["test"]}, out)
+        (out / "time.json").write_text(json.dumps(times_of(job, cell, rows), indent=1))
         # Written last: from now on the cell counts as done.
         (out / "history.json").write_text(json.dumps(rows))
 

@@ -1,9 +1,12 @@
 """``medseg finetune``: a model for a target, from one to twenty scans."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from medseg.training.method import MethodSettings
 
 
 def finetune(
@@ -30,8 +33,20 @@ def finetune(
             "preprocessing are those of the source. Given again: its other members."
         ),
     ] = None,
-    prior: Annotated[Path | None, typer.Option(help="Filter prior, for dwp.")] = None,
-    kernels: Annotated[Path | None, typer.Option(help="Kernel set, for init=resampled.")] = None,
+    prior: Annotated[
+        Path | None,
+        typer.Option(
+            help="Filter prior of medseg fit-prior, which dwp and anchored need; anchored takes "
+            "normalised kinds only: diagonal, gaussian, ppca, gmm, flow, vae, boovae, som."
+        ),
+    ] = None,
+    kernels: Annotated[
+        Path | None,
+        typer.Option(
+            help="Kernel set of medseg harvest, which method resampled and --set init=resampled "
+            "need."
+        ),
+    ] = None,
     kind: Annotated[
         str | None,
         typer.Option(help="What a folder of scans holds: ms or brats; recognised if not given."),
@@ -46,12 +61,17 @@ def finetune(
     objective: Annotated[
         str | None,
         typer.Option(
-            help="What else is learned: privileged, distillation; with --scans also co_learning, "
-            "hard_sharing, soft_sharing."
+            help="What else is learned: privileged (--set objective.channels=[t1c]) beside all but "
+            "variational methods; distillation of gaussian, dwp or anchored. With --scans also "
+            "rehearsal, of any method but swag, and co_learning, hard_sharing, soft_sharing."
         ),
     ] = None,
     scans: Annotated[
-        str, typer.Option(help="More scans to learn from: a name under scans in the YAML.")
+        str,
+        typer.Option(
+            help="More scans to learn from: a name under scans in the YAML. Those of rehearsal "
+            "have masks of the target's regions."
+        ),
     ] = "",
     calibrate: Annotated[
         int,
@@ -83,7 +103,7 @@ def finetune(
     several = ["members=5"] if method == "auto" else []
     arm = load_arm(method, [*several, *(options or ())], objective=objective, scans=scans)
     chosen = arm.method
-    _check_needs(chosen.method, source=source, prior=prior)
+    _check_needs(chosen, source=source, prior=prior, kernels=kernels)
     models = [load_model(folder, ignore_calibration=True) for folder in source or ()]
     spec = models[0].spec if models else None
     command = f"medseg finetune {data}"
@@ -107,21 +127,35 @@ def finetune(
     typer.echo(str(out))
 
 
-def _check_needs(method: str, *, source: list[Path] | None, prior: Path | None) -> None:
+def _check_needs(
+    chosen: "MethodSettings",
+    *,
+    source: list[Path] | None,
+    prior: Path | None,
+    kernels: Path | None,
+) -> None:
     from medseg.errors import ConfigError
+    from medseg.training.method import WITH_PRIOR
 
+    method = chosen.method
     if method != "ri" and not source:
         raise ConfigError(
             f"--method {method} transfers from a source model, but --source is not given.",
             hint="Train one with `medseg train`, or take --method ri.",
         )
-    if method not in ("dwp", "anchored") and prior is not None:
+    if method not in WITH_PRIOR and prior is not None:
         raise ConfigError(
-            f"--prior belongs to the methods dwp and anchored, but --method is {method}.",
+            f"--prior belongs to the methods {' and '.join(WITH_PRIOR)}, but --method is {method}.",
             hint="Leave --prior out, or take --method dwp.",
         )
-    if method in ("dwp", "anchored") and prior is None:
+    if method in WITH_PRIOR and prior is None:
         raise ConfigError(
             f"--method {method} needs a filter prior, but --prior is not given.",
             hint="Make one with `medseg harvest` and `medseg fit-prior`.",
+        )
+    if "resampled" in (method, chosen.init) and kernels is None:
+        raise ConfigError(
+            f"--method {method} starts from source kernels drawn at random, but --kernels is not "
+            "given.",
+            hint="Make a kernel set with `medseg harvest`.",
         )

@@ -35,6 +35,7 @@ from medseg.data.phantom.tumour_shapes import (
     tumour_files,
 )
 from medseg.data.source import check_index
+from medseg.data.sources.brats import Convention
 from medseg.errors import ConfigError, DataError
 from medseg.scan import Case, LabelMap, Scan
 from medseg.seeding import numpy_generator
@@ -75,9 +76,11 @@ class PhantomSettings:
     label_maps: Path | None = None
     #: Folder of multiple-sclerosis lesion masks in MNI space; none: generated lesions.
     lesion_masks: Path | None = None
-    #: Folder with label maps of real tumours at any depth (files *seg* or *mask*; labels as those
-    #: of disease "tumour"), whose shapes are placed in these heads; none: generated shapes.
+    #: Folder with label maps of real tumours at any depth (files *seg* or *mask*; labels of BraTS),
+    #: whose shapes are placed in these heads; none: generated shapes.
     tumour_masks: Path | None = None
+    #: What the numbers in them mean, as ``label_convention`` of kind brats.
+    tumour_labels: Convention = "auto"
 
     @model_validator(mode="after")
     def _knows_its_modalities(self) -> "PhantomSettings":
@@ -252,7 +255,9 @@ class PhantomSource:
 
     def _shape(self, path: Path) -> TumourShape:
         if path not in self._shapes:
-            self._shapes[path] = read_tumour_shape(path, self._spacing_mm)
+            self._shapes[path] = read_tumour_shape(
+                path, self._spacing_mm, convention=self.settings.tumour_labels
+            )
             while len(self._shapes) > _CACHED_SHAPES:
                 self._shapes.popitem(last=False)
         return self._shapes[path]

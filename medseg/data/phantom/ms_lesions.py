@@ -15,7 +15,6 @@ from medseg.data.phantom.presets import LesionNumbers
 from medseg.data.phantom.subject import Subject
 from medseg.shapes import FloatVolume
 
-LESION = 1
 _COUNT_RANGE = (5, 60)
 #: Share of lesions by place, about as in the McDonald criteria's four typical regions.
 _PLACES = {"periventricular": 0.5, "deep": 0.27, "cortical": 0.13, "infratentorial": 0.10}

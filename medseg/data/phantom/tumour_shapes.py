@@ -29,6 +29,12 @@ from medseg.data.phantom.tumour import (
     compose_tumour,
     draw_push,
 )
+from medseg.data.sources.brats import (
+    RELABEL,
+    Convention,
+    detect_convention,
+    has_recent_name,
+)
 from medseg.errors import DataError, LabelError
 from medseg.geometry import Grid
 from medseg.shapes import FloatVolume
@@ -125,32 +131,31 @@ def tumour_files(folder: Path) -> tuple[Path, ...]:
     return tuple(sorted(found))
 
 
-def read_tumour_shape(path: Path, spacing_mm: Sequence[float]) -> TumourShape:
-    """Return the tumour of a label map: 1 necrosis, 2 oedema, 3 non-enhancing, 4 enhancing.
+def read_tumour_shape(
+    path: Path, spacing_mm: Sequence[float], *, convention: Convention = "auto"
+) -> TumourShape:
+    """Return the tumour of a label map of BraTS.
 
     Parameters
     ----------
     path : Path
-        Label map as in BraTS until 2022; a set without label 3 (2017 on) fits as it is.
+        Label map.
     spacing_mm : sequence of 3 float
         Of the grid it will be drawn on: parts are averaged over as much, so that a coarse grid
         loses no thin rim.
+    convention : {"auto", "1234", "124", "123", "123rc"}
+        What its numbers mean, see :mod:`medseg.data.sources.brats`; "auto" goes by the name and the
+        labels of the file.
 
     Raises
     ------
     ScanFileError
         The file cannot be read.
     LabelError
-        It is empty, or has labels that mean nothing here.
+        It is empty, has labels that mean nothing here, or some that can mean two things.
     """
     data, grid = read_canonical(path)
-    unknown = sorted({int(value) for value in np.unique(data)} - {0, *PARTS})
-    if unknown:
-        raise LabelError(
-            f"{path}: a tumour has the labels 1 necrosis, 2 oedema, 3 non-enhancing, 4 enhancing, "
-            f"but the file has {unknown}.",
-            hint="Relabel the file, or leave it out of the folder tumour_masks.",
-        )
+    data = _as_parts(data, path, convention)
     inner = np.argwhere(np.isin(data, [PARTS[part] for part in _CORE]))
     seen = inner if len(inner) else np.argwhere(data > 0)
     volume_mm3 = len(seen) * float(np.prod(grid.spacing_mm))
@@ -168,6 +173,38 @@ def read_tumour_shape(path: Path, spacing_mm: Sequence[float]) -> TumourShape:
     affine[:3, 3] -= grid.to_world(seen.mean(axis=0))
     radius_mm = float(np.cbrt(3.0 * volume_mm3 / (4.0 * np.pi)))
     return TumourShape(shares, Grid(coarse.shape, affine), radius_mm)
+
+
+def _as_parts(data: np.ndarray, path: Path, convention: Convention) -> np.ndarray:
+    """Return the labels of a file as those of :data:`PARTS`."""
+    values = [int(value) for value in np.unique(data)]
+    # Of one convention from 2023 on the other is a part; one file may lack what tells them apart.
+    guess = "123rc" if has_recent_name(path) else detect_convention(values, recent_names=False)
+    chosen = guess if convention == "auto" else convention
+    if chosen is None:
+        raise LabelError(
+            f"{path}: label 3 without any 4 can be non-enhancing tumour (BraTS until 2016) or "
+            f"enhancing tumour (2023 on), and neither the labels {values} nor the name tells.",
+            hint="Set tumour_labels of the phantom to '1234' or '123'.",
+        )
+    meanings = RELABEL[chosen]
+    unknown = sorted({*values} - {0, *meanings})
+    if unknown:
+        raise LabelError(
+            f"{path}: a tumour of convention {chosen!r} has the labels {list(meanings)}, but the "
+            f"file has {unknown}.",
+            hint="Set tumour_labels of the phantom, relabel the file, or leave it out of the "
+            "folder tumour_masks.",
+        )
+    parts = np.zeros(data.shape, dtype=np.uint8)
+    for value, part in meanings.items():
+        parts[data == value] = part
+    if not parts.any():
+        raise LabelError(
+            f"{path}: a tumour has one of the parts {list(PARTS)}, but the file has none of them.",
+            hint="Leave it out of the folder tumour_masks.",
+        )
+    return parts
 
 
 def place_shape(

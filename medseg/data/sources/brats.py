@@ -20,6 +20,7 @@ et al. 2024, arXiv:2405.18368 (post-treatment, resection cavity).
 """
 
 import logging
+import re
 from collections.abc import Collection
 from functools import cached_property
 from pathlib import Path
@@ -49,8 +50,9 @@ RELABEL = {
     "123": {1: 1, 2: 2, 3: 4},
     "123rc": {1: 1, 2: 2, 3: 4, 4: 0},
 }
-#: Modality words that only the files of 2023 and later use.
+#: Modality words, and names of cases, that only the files of 2023 and later use.
 _RECENT_WORDS = ("t1n", "t2f", "t2w")
+_RECENT_CASE = re.compile(r"brats-[a-z]+-\d+-\d+", re.IGNORECASE)
 
 
 def _as_text(value: Any) -> Any:
@@ -119,6 +121,20 @@ def detect_convention(values: Collection[int], *, recent_names: bool) -> str | N
     return {frozenset({4}): "124", frozenset({3, 4}): "1234"}.get(frozenset(found))
 
 
+def has_recent_name(path: Path) -> bool:
+    """Return whether a file is named as in 2023 and later, where label 3 is enhancing tumour.
+
+    Examples
+    --------
+    >>> has_recent_name(Path("BraTS-GLI-00005-101-seg.nii.gz")), has_recent_name(Path("t2f.nii"))
+    (True, True)
+    >>> has_recent_name(Path("BraTS2021_00000_seg.nii.gz"))
+    False
+    """
+    stem = stem_of(path)
+    return stem.lower().endswith(_RECENT_WORDS) or bool(_RECENT_CASE.match(stem))
+
+
 class BratsSource:
     """Cases with labels 1 necrosis, 2 oedema, 3 non-enhancing, 4 enhancing.
 
@@ -165,9 +181,7 @@ class BratsSource:
                 label = read_label_map(case.label, allow_empty=True)
                 values.update(int(value) for value in label.data.unique())
         recent_names = any(
-            stem_of(path).lower().endswith(_RECENT_WORDS)
-            for case in self._cases
-            for path in case.images.values()
+            has_recent_name(path) for case in self._cases for path in case.images.values()
         )
         convention = detect_convention(values, recent_names=recent_names)
         if convention is None:

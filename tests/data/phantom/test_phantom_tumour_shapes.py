@@ -85,6 +85,55 @@ def test_unknown_labels_are_refused_by_value(tmp_path: Path) -> None:
         read_tumour_shape(path, (SPACING_MM,) * 3)
 
 
+def as_of_2023(labels: np.ndarray) -> np.ndarray:
+    """Return labels of 2017 on as those of 2023 on, with a resection cavity, 4."""
+    recent = np.where(labels == 4, 3, labels)
+    recent[55:, 55:, 55:] = 4
+    return recent
+
+
+def of_2017(labels: np.ndarray) -> np.ndarray:
+    return np.where(labels == 3, 1, labels)
+
+
+def test_the_same_tumour_is_read_from_every_convention(tmp_path: Path) -> None:
+    old = of_2017(tumour())
+    recent = as_of_2023(old)
+    without_cavity = np.where(recent == 4, 0, recent)
+    spacing = (SPACING_MM,) * 3
+    wanted = read_tumour_shape(write(tmp_path / "BraTS2021_00000_seg.nii.gz", old), spacing)
+    for name, labels, convention in (
+        ("BraTS-GLI-00005-101-seg.nii.gz", recent, "auto"),
+        ("BraTS-GLI-00006-000-seg.nii.gz", without_cavity, "auto"),
+        ("seg_a.nii.gz", without_cavity, "123"),
+        ("seg_b.nii.gz", recent, "123rc"),
+    ):
+        found = read_tumour_shape(write(tmp_path / name, labels), spacing, convention=convention)
+        torch.testing.assert_close(found.shares, wanted.shares)
+        assert found.radius_mm == wanted.radius_mm
+
+
+def test_label_3_without_4_is_asked_about_where_no_name_tells(tmp_path: Path) -> None:
+    labels = np.where(tumour() == 4, 3, tumour())
+    path = write(tmp_path / "seg.nii.gz", labels)
+    with pytest.raises(LabelError, match="label 3 without any 4") as caught:
+        _ = source(tumour_masks=tmp_path)[0]
+    assert "tumour_labels" in str(caught.value)
+    parts = {}
+    for convention in ("1234", "123"):
+        shape = read_tumour_shape(path, (SPACING_MM,) * 3, convention=convention)
+        parts[convention] = [bool(share.any()) for share in shape.shares]
+    assert parts == {"1234": [True, True, True, False], "123": [True, True, False, True]}
+    assert source(tumour_masks=tmp_path, tumour_labels=123)[0].label is not None
+
+
+def test_a_cavity_alone_is_no_tumour(tmp_path: Path) -> None:
+    labels = np.where(tumour() == 4, 4, 0).astype(np.uint8)
+    path = write(tmp_path / "BraTS-GLI-00005-101-seg.nii.gz", labels)
+    with pytest.raises(LabelError, match="none of them"):
+        read_tumour_shape(path, (SPACING_MM,) * 3)
+
+
 @pytest.mark.parametrize("step_mm", [(1.0, 1.0, 1.0), (0.8, 1.1, 2.0)])
 def test_a_shape_keeps_the_volume_of_every_part(tmp_path: Path, step_mm: tuple[float, ...]) -> None:
     labels = tumour()
