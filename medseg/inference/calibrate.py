@@ -155,10 +155,10 @@ def _check(
             )
     if n < conformal.cases_needed(settings.coverage):
         log.warning(
-            "%d subjects promise a coverage of at most %.2f: for %g there will be no inner and "
+            "%d subjects promise a coverage of at most %s: for %g there will be no inner and "
             "outer mask and no finite volume interval; that takes %d",
             n,
-            conformal.best_coverage(n),
+            conformal.coverage_to_ask(n),
             settings.coverage,
             conformal.cases_needed(settings.coverage),
         )
