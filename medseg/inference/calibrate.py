@@ -25,6 +25,7 @@ from medseg.inference.focused import to_logits
 from medseg.inference.model import Model
 from medseg.inference.plan import predict_image
 from medseg.inference.predict import Prediction, predict_prepared_case, prepare_for
+from medseg.inference.predictor import to_probabilities
 from medseg.inference.provenance import decisive_settings, versions
 from medseg.inference.settings import PredictSettings
 from medseg.metrics.calibration import brier_score, calibration_error, reliability_bins
@@ -34,6 +35,11 @@ from medseg.scan import Case
 from medseg.seeding import torch_generator
 
 log = logging.getLogger(__name__)
+
+#: Temperature at which logits are read off probabilities. At 1 a float32 sigmoid is exactly 1 from
+#: a logit of 17 on, and what a bold network says would be cut there; here it is not below 300. All
+#: of an image is uncertain then, so that samples of a focused posterior are full ones here.
+HOT = temperature.MOST
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,19 +185,19 @@ def _strata(
 ) -> list[Stratum]:
     """Return logits inside the brain: of voxels where something is at stake, and of the others."""
     spec = one.model.spec
-    plain = replace(one.model, temperatures=(1.0,) * len(spec.regions.names))
+    hot = replace(one.model, temperatures=(HOT,) * len(spec.regions.names))
     prepared = _prepared(one, one.load())
     label = prepared.label if prepared.label is not None else prepared.brain.int()
     target, _ = encode(label, names=spec.regions.names, definition=one.definition)
     truth = target[:, prepared.brain] > 0.5
     kept = []
     for sample in predict_image(
-        plain, prepared.image, settings=predict, source_shape=prepared.source_grid.shape
+        hot, prepared.image, settings=predict, source_shape=prepared.source_grid.shape
     ):
         chances = sample.chunk(2)[0] if spec.has_share else sample
         kept.append(chances[:, prepared.brain])
-    samples = torch.stack(kept)
-    mean = samples.mean(dim=0)[-len(truth) :]
+    logits = to_logits(torch.stack(kept), spec.regions.mode).mul_(HOT)
+    mean = to_probabilities(logits, mode=spec.regions.mode).mean(dim=0)[-len(truth) :]
     doubtful = ((mean - 0.5).abs() < settings.doubtful) | ((mean > 0.5) != truth)
     at_stake = doubtful.any(dim=0)
     generator = torch_generator(0, "calibration voxels", number)
@@ -200,8 +206,8 @@ def _strata(
         if len(places):
             order = torch.randperm(len(places), generator=generator)[: settings.voxels]
             drawn = places[order]
-            logits = to_logits(samples[:, :, drawn], spec.regions.mode)
-            strata.append(Stratum(logits.numpy(), truth[:, drawn].numpy(), len(places)))
+            part = logits[:, :, drawn].numpy()
+            strata.append(Stratum(part, truth[:, drawn].numpy(), len(places)))
     log.info("calibration: %s is predicted for the temperature", one.identifier)
     return strata
 

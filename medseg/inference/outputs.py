@@ -10,7 +10,10 @@ regions overlap.
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from math import isfinite
 from pathlib import Path
@@ -93,6 +96,8 @@ def write_prediction(
 ) -> dict[str, Path]:
     """Write a prediction and return the files by what they hold, see :func:`output_paths`.
 
+    Files of an earlier prediction of the case that this one has no counterpart for are removed.
+
     Parameters
     ----------
     prediction : Prediction
@@ -115,7 +120,10 @@ def write_prediction(
             if one.inner is not None and one.outer is not None
         ),
     )
+    stale = _stale(paths, folder, prediction)
     paths["json"].unlink(missing_ok=True)
+    for path in stale:
+        path.unlink(missing_ok=True)
     labels, order = paint_regions(prediction.mask, definition=prediction.definition)
     write_label_map(paths["mask"], LabelMap(labels, prediction.grid))
     for index, region in enumerate(prediction.regions):
@@ -142,6 +150,29 @@ def write_prediction(
         },
     )
     return paths
+
+
+def _stale(paths: Mapping[str, Path], folder: Path, prediction: Prediction) -> list[Path]:
+    """Return what an earlier run may have left of this case and this one does not write.
+
+    Maps that not every run makes, and what the case's JSON file says there is, which may be of
+    other regions. Another file in the case's folder is somebody's own.
+    """
+    identifier, place = prediction.identifier, paths["json"].parent
+    every = output_paths(
+        folder,
+        identifier,
+        regions=prediction.regions,
+        samples=2,
+        conformal=prediction.regions,
+    )
+    names = {path.name for path in every.values()}
+    # A file that is not there, or none of ours, names nothing.
+    with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
+        names |= set(json.loads(paths["json"].read_text(encoding="utf-8"))["files"].values())
+    known = re.compile(re.escape(identifier) + r"_[^/\\]*\.nii\.gz")
+    gone = {name for name in names if isinstance(name, str) and known.fullmatch(name)}
+    return [place / name for name in sorted(gone - {path.name for path in paths.values()})]
 
 
 def _write_maps(

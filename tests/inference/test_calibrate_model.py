@@ -33,10 +33,19 @@ SHARE_TRUE = CalibrationSettings(coverage=0.75)
 
 
 class Bold(nn.Module):
-    """Logits are the scan, which is the log odds of the truth, three times over."""
+    """Logits are the scan, which is the log odds of the truth, three times over or more."""
+
+    def __init__(self, factor: float = 3.0) -> None:
+        super().__init__()
+        self.factor = factor
 
     def forward(self, images: Tensor) -> Tensor:
-        return 3.0 * images[:, :1]
+        return self.factor * images[:, :1]
+
+
+class BoldClasses(Bold):
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.cat([torch.zeros_like(images), super().forward(images)], dim=1)
 
 
 def spec(mode: str = "regions") -> ModelSpec:
@@ -96,6 +105,16 @@ def test_the_temperature_that_makes_up_for_boldness_is_found(fitted: Calibration
     assert lesion.temperature == pytest.approx(3.0, rel=0.1)
     assert lesion.nll_after_nats < lesion.nll_before_nats
     assert lesion.ece_after < lesion.ece_before
+
+
+@pytest.mark.parametrize("factor", [0.3, 9.0])
+@pytest.mark.parametrize("mode", ["regions", "classes"])
+def test_any_boldness_is_made_up_for(factor: float, mode: str) -> None:
+    # Nine times the log odds reaches 60, where a float32 sigmoid has long been 1.
+    network = Bold(factor) if mode == "regions" else BoldClasses(factor)
+    cases = held_out([case(number) for number in range(6)], Model(network, spec(mode)))
+    lesion = calibrate(cases, predict=PREDICT, settings=SHARE_TRUE).regions["lesion"]
+    assert lesion.temperature == pytest.approx(factor, rel=0.06)
 
 
 def test_lesions_are_compared_with_the_reference(fitted: Calibration) -> None:
@@ -213,6 +232,35 @@ def test_files_and_tables_hold_what_was_decided(fitted: Calibration, tmp_path: P
     assert row["conformal_high_ml"] == decision.regions[0].high_ml
 
 
+def test_files_of_an_earlier_prediction_do_not_outlive_it(
+    fitted: Calibration, tmp_path: Path
+) -> None:
+    one = case(23)
+    first = write_prediction(
+        predicted(one, fitted), tmp_path, decision=decide(predicted(one, fitted), fitted)
+    )
+    place = first["json"].parent
+    for name in ("c23_std.nii.gz", "c23_notes.txt", "c23_mine.nii.gz", "other_std.nii.gz"):
+        (place / name).write_bytes(b"x")
+    second = write_prediction(predicted(one, None), tmp_path)
+    kept = {"c23_notes.txt", "c23_mine.nii.gz", "other_std.nii.gz"}
+    assert {path.name for path in place.iterdir()} == {p.name for p in second.values()} | kept
+    assert not first["lesion/outer"].exists()
+
+
+def test_files_of_other_regions_go_and_no_path_is_followed(tmp_path: Path) -> None:
+    victim = tmp_path / "c23_core_mask.nii.gz"
+    place = tmp_path / "out" / "c23"
+    place.mkdir(parents=True)
+    for path in (victim, place / victim.name):
+        path.write_bytes(b"x")
+    files = {"a": victim.name, "b": f"../../{victim.name}", "c": str(victim), "d": 3}
+    (place / "c23.json").write_text(json.dumps({"files": files}))
+    write_prediction(predicted(case(23), None), tmp_path / "out")
+    assert victim.exists()
+    assert not (place / victim.name).exists()
+
+
 def test_without_a_calibration_it_says_so(tmp_path: Path) -> None:
     prediction = predicted(case(24), None)
     paths = write_prediction(prediction, tmp_path)
@@ -253,11 +301,7 @@ def test_two_visits_of_a_subject_count_once() -> None:
 
 
 def test_classes_share_one_temperature() -> None:
-    class Softmax(nn.Module):
-        def forward(self, images: Tensor) -> Tensor:
-            return torch.cat([torch.zeros_like(images), 3.0 * images], dim=1)
-
-    model = Model(Softmax(), spec("classes"))
+    model = Model(BoldClasses(), spec("classes"))
     two = calibrate(held_out([case(n) for n in range(6)], model), predict=PREDICT)
     assert two.regions["lesion"].temperature == pytest.approx(3.0, rel=0.1)
     assert replace(model, calibration=two).head.temperature == two.temperatures[0]
