@@ -22,9 +22,10 @@ import torch
 from torch import Tensor
 
 from medseg.errors import ConfigError
-from medseg.inference.decide import Decision, describe_decision, describe_region
+from medseg.inference.decide import Decision
 from medseg.inference.lesions import paint_regions
 from medseg.inference.predict import Prediction
+from medseg.inference.words import describe_decision, describe_region
 from medseg.io.atomic import write_json
 from medseg.io.nifti import write_label_map, write_scan
 from medseg.scan import LabelMap, Scan
@@ -247,12 +248,15 @@ def cohort_rows(
 def _decision_columns(decision: Decision, index: int) -> dict[str, object]:
     region = decision.regions[index]
     # The ledger keeps rows as JSON, which knows no infinity.
-    high_ml = region.high_ml if isfinite(region.high_ml) else None
+    is_finite = region.high_ml is not None and isfinite(region.high_ml)
+    high_ml = region.high_ml if is_finite else None
     return {
-        "coverage": decision.calibration.coverage,
+        "coverage": decision.coverage,
         "conformal_low_ml": region.low_ml,
         "conformal_high_ml": high_ml,
         "review": decision.needs_review,
+        "doubt": decision.doubt,
         "doubt_percentile": decision.doubt_percentile,
+        "settings_that_differ": ", ".join(decision.differing),
         "reasons": "; ".join(sign.words for sign in decision.reasons),
     }
