@@ -108,8 +108,8 @@ class Calibration:
         Of prepared images.
     intensity_distances : tuple of float
         Of every subject from the others, in the order of the regions' signs.
-    weights_sha256 : str
-        Of the model's weights.
+    model_sha256 : str
+        Of the model's weights and description; empty until it is kept beside one.
     versions : dict
     """
 
@@ -123,7 +123,7 @@ class Calibration:
     regions: dict[str, RegionCalibration] = Field(min_length=1)
     intensity: Typical
     intensity_distances: tuple[float, ...]
-    weights_sha256: str = ""
+    model_sha256: str = ""
     versions: dict[str, str] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -146,22 +146,22 @@ def write_calibration(path: Path, calibration: Calibration) -> None:
 
 
 def read_calibration(
-    path: Path, *, weights_sha256: str, regions: tuple[str, ...]
+    path: Path, *, model_sha256: str, regions: tuple[str, ...]
 ) -> Calibration | None:
     """Return the calibration of a model, or None where there is none.
 
     Parameters
     ----------
     path : Path
-    weights_sha256 : str
-        Of the weights it is to be used with.
+    model_sha256 : str
+        Of the model it is to be used with.
     regions : tuple of str
         Of the model.
 
     Raises
     ------
     ModelError
-        It is damaged, or belongs to other weights or regions.
+        It is damaged, or belongs to another model or other regions.
     """
     if not path.is_file():
         return None
@@ -175,11 +175,11 @@ def read_calibration(
             f"A model's {NAME} must be one that medseg wrote, but {path} is not: {error}.",
             hint="Calibrate again with `medseg calibrate`, or delete the file.",
         ) from error
-    if found.weights_sha256 != weights_sha256 or tuple(found.regions) != regions:
+    if found.model_sha256 != model_sha256 or tuple(found.regions) != regions:
         raise ModelError(
-            f"A calibration holds for the weights and regions it was fitted to, but {path} was "
-            f"fitted to others (weights {found.weights_sha256[:12]}, not {weights_sha256[:12]}; "
-            f"regions {list(found.regions)}).",
+            f"A calibration holds for the weights and settings of the model that it was fitted to, "
+            f"but {path} was fitted to another model ({found.model_sha256[:12]}, not "
+            f"{model_sha256[:12]}; regions {list(found.regions)}).",
             hint="Calibrate again with `medseg calibrate`, or delete the file.",
         )
     return found

@@ -10,7 +10,7 @@ from typing import Any
 from medseg.experiment.plan import Arm, ExperimentPlan
 from medseg.experiment.sources import more_scans, training_cases
 from medseg.inference.ensemble import joined, members_of
-from medseg.inference.model import Model, ModelSpec, load_model
+from medseg.inference.model import Model, ModelSpec, load_model, seen_subjects
 from medseg.inference.provenance import versions
 from medseg.io.atomic import write_table
 from medseg.networks.unet import UNetSettings
@@ -28,7 +28,8 @@ def load_source_model(
     folder: Path, *, prior: Path | None = None, kernels: Path | None = None
 ) -> Source:
     """Return the source model in a folder with its filter prior and kernels, where given."""
-    return source_from(load_model(folder), prior=prior, kernels=kernels)
+    model = load_model(folder, ignore_calibration=True)
+    return source_from(model, prior=prior, kernels=kernels)
 
 
 def source_from(*models: Model, prior: Path | None = None, kernels: Path | None = None) -> Source:
@@ -43,7 +44,17 @@ def source_from(*models: Model, prior: Path | None = None, kernels: Path | None 
         regions=models[0].spec.regions,
         kernels=None if kernels is None else KernelSet.load(kernels),
         priors=None if prior is None else LayerPriors.load(prior),
+        subjects=frozenset[str]().union(*(seen_subjects(model.spec) for model in models)),
     )
+
+
+def seen_beside(plan: ExperimentPlan, scans: str, source: Source | None) -> frozenset[str]:
+    """Return the subjects that a training sees besides the target's.
+
+    Those of its source, and of more scans that it learns from or rehearses.
+    """
+    more = (cohort.source.subjects for cohort in plan.scans.get(scans, ()))
+    return frozenset[str]().union(() if source is None else source.subjects, *more)
 
 
 def fingerprint(source: Source | None) -> str:
@@ -126,6 +137,9 @@ def finetune_target(
     prior = source.priors.hash if source is not None and source.priors is not None else None
     record = {
         "subjects": sorted({case.subject for case in cases}),
+        "seen_subjects": sorted(
+            seen_beside(plan, scans, source) | {case.subject for case in cases}
+        ),
         "seed": protocol.seed,
         "steps": results[0].steps,
         "prior_hash": prior if method.method in WITH_PRIOR else None,

@@ -17,6 +17,7 @@ ASKED = (
     "max_window_voxels",
     "overlap",
     "posterior",
+    "precision",
     "threshold",
     "lesions",
 )
@@ -25,13 +26,14 @@ ASKED = (
 def conditions(prediction: Prediction) -> dict[str, Any]:
     """Return how a prediction was made, as plain JSON.
 
-    ``samples`` and ``precision`` are what became of the settings on this model and machine;
-    ``window_voxels`` is what the network saw at once.
+    ``samples`` and ``int8`` are what became of the settings on this model and machine, and
+    ``window_voxels`` is what the network saw at once. Engines and floating-point formats that are
+    left open are taken where they agree, so that they are not compared.
     """
     plain, computed = settings_to_json(prediction.settings), prediction.computed
     return {name: plain[name] for name in ASKED} | {
         "samples": prediction.samples,
-        "precision": computed["precision"],
+        "int8": computed["precision"] == "int8",
         "window_voxels": [
             min(side, length)
             for side, length in zip(computed["window_voxels"], _box(prediction), strict=False)
@@ -42,10 +44,10 @@ def conditions(prediction: Prediction) -> dict[str, Any]:
 def joined(made: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return the conditions of several predictions by the same settings.
 
-    ``precision`` lists those that occurred, ``window_voxels`` has the smallest along each axis.
+    ``int8`` says whether it occurred, ``window_voxels`` has the smallest along each axis.
     """
     return made[0] | {
-        "precision": sorted({one["precision"] for one in made}),
+        "int8": any(one["int8"] for one in made),
         "window_voxels": np.min([one["window_voxels"] for one in made], axis=0).tolist(),
     }
 
@@ -64,8 +66,8 @@ def differing(prediction: Prediction, known: dict[str, Any]) -> tuple[str, ...]:
     """
     now = conditions(prediction)
     names = [name for name in (*ASKED, "samples") if now[name] != known.get(name)]
-    if now["precision"] not in known.get("precision", ()):
-        names.append("precision")
+    if now["int8"] and not known.get("int8"):
+        names.append("int8")
     sides = zip(
         now["window_voxels"], _box(prediction), known.get("window_voxels", ()), strict=False
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from medseg.inference.compute import engine_for, with_profile
@@ -14,7 +13,7 @@ from medseg.inference.memory import Job, fitted
 from medseg.inference.model import Model
 from medseg.inference.posterior import sample_probabilities
 from medseg.inference.settings import PredictSettings
-from medseg.networks.precision import resolve_device, resolve_precision
+from medseg.networks.precision import resolve_device
 from medseg.preprocess.lattice import bounding_box
 from medseg.shapes import Image
 
@@ -70,11 +69,7 @@ def plan_prediction(
     engine = engine_for(model, seen, settings=wanted)
     job = Job.of(model, seen, source_shape=source_shape, engine=engine)
     chosen = fitted(wanted, job=job, device=device)
-    if engine is None:
-        # What "auto" is on this machine, for the record.
-        exact = resolve_precision(chosen.precision, device) == torch.float32
-        chosen = replace(chosen, precision="float32" if exact else "bf16")
-    elif not model.spec.is_random:
+    if engine is not None and not model.spec.is_random:
         # An engine has a precision of its own.
         chosen = replace(chosen, precision="float32")
     return Plan(chosen, chosen.window or job.window_shape, engine, box)

@@ -113,6 +113,8 @@ def fit_temperatures(strata: Sequence[Stratum], model: Model) -> list[dict[str, 
     fits = []
     for part in _parts(strata, model):
         fitted = temperature.fit_temperature(part, mode=mode)
+        if not 1.01 * temperature.LEAST < fitted < 0.99 * temperature.MOST:
+            log.warning("temperature %.3g lies at an end of what is searched", fitted)
         fits.append(
             {
                 "temperature": fitted,

@@ -345,9 +345,12 @@ def test_a_promise_is_withdrawn_where_a_prediction_is_made_in_another_way(
     assert ("no inner and outer mask" in " ".join(written["meaning"])) == (not is_kept)
 
 
-def test_fewer_samples_are_another_way() -> None:
+def test_fewer_samples_and_int8_are_another_way() -> None:
     prediction = predicted(case(26), None)
     known = joined([conditions(prediction)])
+    rounded = replace(prediction, computed={**prediction.computed, "precision": "int8"})
+    assert differing(rounded, known) == ("int8",)
+    assert differing(prediction, joined([conditions(rounded)])) == ()
     two = replace(prediction, volumes_ml=np.repeat(prediction.volumes_ml, 2, axis=0))
     assert differing(two, known) == ("samples",)
 
@@ -433,24 +436,45 @@ def folder(tmp_path: Path) -> Path:
 
 def test_a_calibration_comes_back_with_its_model(folder: Path, fitted: Calibration) -> None:
     before = load_model(folder).fingerprint()
-    save_calibration(folder, fitted)
+    save_calibration(load_model(folder), folder, fitted)
     model = load_model(folder)
     assert model.calibration is not None
-    assert replace(model.calibration, weights_sha256="") == fitted
+    assert replace(model.calibration, model_sha256="") == fitted
     assert model.head.temperature == fitted.temperatures
     assert model.fingerprint() != before, "files made without it are not up to date"
     assert load_model(folder, ignore_calibration=True).fingerprint() == before
 
 
 def test_a_calibration_of_other_weights_is_refused(folder: Path, fitted: Calibration) -> None:
-    save_calibration(folder, fitted)
+    save_calibration(load_model(folder), folder, fitted)
     stale = (folder / NAME).read_bytes()
     torch.manual_seed(1)
     Model(UNet(spec().architecture), spec()).save(folder)
     assert not (folder / NAME).exists(), "new weights drop what was fitted to the old ones"
     (folder / NAME).write_bytes(stale)
-    with pytest.raises(ModelError, match="fitted to others"):
+    with pytest.raises(ModelError, match="fitted to another model"):
         load_model(folder)
+
+
+def test_a_calibration_of_other_settings_of_the_model_is_refused(
+    folder: Path, fitted: Calibration
+) -> None:
+    save_calibration(load_model(folder), folder, fitted)
+    path = folder / "model.json"
+    written = json.loads(path.read_text())
+    written["spec"]["preprocess"]["normalise"] = "zscore"
+    path.write_text(json.dumps(written))
+    with pytest.raises(ModelError, match="fitted to another model"):
+        load_model(folder)
+
+
+def test_a_calibration_is_not_put_beside_another_model(folder: Path, fitted: Calibration) -> None:
+    model = load_model(folder)
+    torch.manual_seed(1)
+    Model(UNet(spec().architecture), spec()).save(folder)
+    with pytest.raises(ModelError, match="holds another"):
+        save_calibration(model, folder, fitted)
+    assert not (folder / NAME).exists()
 
 
 @pytest.mark.parametrize("damage", ["{", "[]", '{"format": 99}', '{"format": 1, "n": 1}'])
