@@ -25,7 +25,7 @@ def main(out: Path) -> None:
     key = plan_key(plan)
 
     members = train_members(plan, "both", out, key=key)
-    networks = [load_model(folder).network for folder in members]
+    networks = [load_model(folder, ignore_calibration=True).network for folder in members]
 
     kernels = harvest(networks, settings=HarvestSettings())
     prior = fit_priors(kernels, FitPriorSettings(kind="vae", grouping="layer"), seed=0)

@@ -45,7 +45,12 @@ def networks(out: Path, steps: int) -> dict[str, KernelSet]:
     ]
     plan = load_plan("experiment/priors", overrides, command="tools/boovae_table")
     return {
-        name: harvest([load_model(f).network for f in train_members(plan, name, out, key="table")])
+        name: harvest(
+            [
+                load_model(folder, ignore_calibration=True).network
+                for folder in train_members(plan, name, out, key="table")
+            ]
+        )
         for name in ("ms", "tumour")
     }
 

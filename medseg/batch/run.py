@@ -23,6 +23,7 @@ from medseg.inference.provenance import (
     versions,
 )
 from medseg.inference.settings import PredictSettings
+from medseg.inference.words import withdrawn
 from medseg.io.atomic import write_table
 from medseg.preprocess.prepare import PreparedCase
 from medseg.scan import Case
@@ -50,7 +51,9 @@ _COHORT_COLUMNS = (
     "conformal_low_ml",
     "conformal_high_ml",
     "review",
+    "doubt",
     "doubt_percentile",
+    "settings_that_differ",
     "reasons",
 )
 
@@ -134,6 +137,8 @@ class _Run:
     settings_sha256: str
     ledger: Ledger
     seen: set[str] = field(default_factory=set)
+    #: Whether it was said that nothing is promised; once is enough.
+    has_warned: bool = False
 
     def read(self, item: Item) -> _Ready | _End:
         """Return the scan as the network wants it, or its end: done before, or failed."""
@@ -175,9 +180,11 @@ class _Run:
         stage: Stage = "predict"
         try:
             prediction = observation.conclude()
-            known, decision = self.model.calibration, None
-            if known is not None:
-                decision = decide(prediction, known, settings=self.settings)
+            known = self.model.calibration
+            decision = None if known is None else decide(prediction, known)
+            if decision is not None and decision.differing and not self.has_warned:
+                self.has_warned = True
+                log.warning("%s (from %s on)", withdrawn(decision), identifier)
             stage = "write"
             paths = write_prediction(
                 prediction, self.out, provenance=_provenance(self, work), decision=decision

@@ -53,6 +53,17 @@ def best_coverage(n: int) -> float:
     return n / (n + 1)
 
 
+def coverage_to_ask(n: int) -> str:
+    """Return :func:`best_coverage` in words, rounded down: rounded up it could not be promised.
+
+    Examples
+    --------
+    >>> coverage_to_ask(8), coverage_to_ask(9)
+    ('0.88', '0.90')
+    """
+    return f"{100 * n // (n + 1) / 100:.2f}"
+
+
 def conformal_quantile(scores: NDArray[np.float64], coverage: float) -> float:
     """Return the value that the score of the next case does not exceed with the stated chance.
 
@@ -114,7 +125,7 @@ def controlled_cut(losses: NDArray[np.float64], allowed: float, *, safe: int) ->
         raise DataError(
             f"An expected loss of at most {allowed:g} can be promised from "
             f"{cases_needed(1.0 - allowed)} cases on, but there are {n}.",
-            hint=f"Add labelled cases, or ask for a coverage of at most {best_coverage(n):.2f}.",
+            hint=f"Add labelled cases, or ask for a coverage of at most {coverage_to_ask(n)}.",
         )
     if away[:, 0].any() or not ((np.diff(away) >= 0).all() and (away <= 1).all()):
         raise ShapeError(

@@ -4,14 +4,14 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, TypeAdapter
+from pydantic import Field, TypeAdapter, model_validator
 
 from medseg.calibration.typical import Typical
 from medseg.errors import ModelError
 from medseg.io.atomic import write_json
 from medseg.settings import settings
 
-FORMAT = 1
+FORMAT = 2
 NAME = "calibration.json"
 _Share = Field(ge=0, le=1)
 
@@ -58,10 +58,10 @@ class RegionCalibration:
         few cases.
     volume_residuals : tuple of float
         All of them, sorted.
-    indicators : dict
-        Name of each reason for a review -> its values in the calibration cases, sorted.
-    shape : Typical or None
-        Features of the reference masks; None where all are empty.
+    signs : dict
+        Name of each sign of doubt -> its value for every subject, in one order of subjects.
+    shape : Typical
+        Features of the reference masks.
     lesions : LesionCheck
     """
 
@@ -76,8 +76,8 @@ class RegionCalibration:
     false_share: float | None = _Share
     volume_factor: float | None = Field(ge=0)
     volume_residuals: tuple[float, ...]
-    indicators: dict[str, tuple[float, ...]]
-    shape: Typical | None
+    signs: dict[str, tuple[float, ...]]
+    shape: Typical
     lesions: LesionCheck
 
 
@@ -89,26 +89,27 @@ class Calibration:
     ----------
     method : "held-out" or "cross-fitted"
         On cases that the model never saw, or on its training cases, each predicted by a network
-        that was trained without it. The latter are trained on fewer cases than the model, so that
-        what they say of it is a little too careful, and promised only as far as that is so.
+        that was trained without it. Those networks are not the model: they saw fewer cases and
+        usually err more, so that what they say of it is an estimate without proof.
     n : int
         Subjects, each of which counts once.
     cases : int
     coverage : float
         Of volume intervals; masks allow a mean loss of the rest to 1.
     review_share : float
-        Share of usual cases that each reason may send to a human.
+        Share of usual cases that may be sent to a human.
     volume_floor : float
         See :func:`medseg.calibration.conformal.log_volume_spread`.
-    predict : dict
-        Settings of the predictions that decide whether the promises hold.
+    conditions : dict
+        How the predictions were made, see :mod:`medseg.inference.conditions`. Promises hold for
+        predictions that are made so.
     regions : dict
     intensity : Typical
         Of prepared images.
     intensity_distances : tuple of float
-        Of the calibration cases, each from the other subjects; sorted.
-    weights_sha256 : str
-        Of the model's weights.
+        Of every subject from the others, in the order of the regions' signs.
+    model_sha256 : str
+        Of the model's weights and description; empty until it is kept beside one.
     versions : dict
     """
 
@@ -118,12 +119,19 @@ class Calibration:
     coverage: float = Field(gt=0, lt=1)
     review_share: float = Field(gt=0, lt=1)
     volume_floor: float = Field(gt=0)
-    predict: dict[str, Any]
+    conditions: dict[str, Any]
     regions: dict[str, RegionCalibration] = Field(min_length=1)
     intensity: Typical
     intensity_distances: tuple[float, ...]
-    weights_sha256: str = ""
+    model_sha256: str = ""
     versions: dict[str, str] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _one_value_a_subject(self) -> "Calibration":
+        values = [one for region in self.regions.values() for one in region.signs.values()]
+        if any(len(one) != self.n for one in [*values, self.intensity_distances]):
+            raise ValueError(f"each sign must have a value for each of {self.n} subjects")
+        return self
 
     @property
     def temperatures(self) -> tuple[float, ...]:
@@ -138,22 +146,22 @@ def write_calibration(path: Path, calibration: Calibration) -> None:
 
 
 def read_calibration(
-    path: Path, *, weights_sha256: str, regions: tuple[str, ...]
+    path: Path, *, model_sha256: str, regions: tuple[str, ...]
 ) -> Calibration | None:
     """Return the calibration of a model, or None where there is none.
 
     Parameters
     ----------
     path : Path
-    weights_sha256 : str
-        Of the weights it is to be used with.
+    model_sha256 : str
+        Of the model it is to be used with.
     regions : tuple of str
         Of the model.
 
     Raises
     ------
     ModelError
-        It is damaged, or belongs to other weights or regions.
+        It is damaged, or belongs to another model or other regions.
     """
     if not path.is_file():
         return None
@@ -167,11 +175,11 @@ def read_calibration(
             f"A model's {NAME} must be one that medseg wrote, but {path} is not: {error}.",
             hint="Calibrate again with `medseg calibrate`, or delete the file.",
         ) from error
-    if found.weights_sha256 != weights_sha256 or tuple(found.regions) != regions:
+    if found.model_sha256 != model_sha256 or tuple(found.regions) != regions:
         raise ModelError(
-            f"A calibration holds for the weights and regions it was fitted to, but {path} was "
-            f"fitted to others (weights {found.weights_sha256[:12]}, not {weights_sha256[:12]}; "
-            f"regions {list(found.regions)}).",
+            f"A calibration holds for the weights and settings of the model that it was fitted to, "
+            f"but {path} was fitted to another model ({found.model_sha256[:12]}, not "
+            f"{model_sha256[:12]}; regions {list(found.regions)}).",
             hint="Calibrate again with `medseg calibrate`, or delete the file.",
         )
     return found

@@ -15,7 +15,7 @@ class CalibrationSettings:
         Chance that a volume interval holds the true volume; outer masks miss, and inner masks hold
         falsely, an expected share of at most the rest to 1.
     review_share : float
-        Share of usual cases that each reason may send to a human.
+        Share of usual cases that may be sent to a human, all signs of doubt together.
     volume_floor : float
         Least spread of the logarithm of a volume, see
         :func:`medseg.calibration.conformal.log_volume_spread`.

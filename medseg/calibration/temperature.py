@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,8 +17,6 @@ from medseg.metrics.calibration import (
     pool_reliability,
     reliability_bins,
 )
-
-log = logging.getLogger(__name__)
 
 HeadMode = Literal["regions", "classes"]
 #: Temperatures that are searched. At an end the likelihood has no best value worth the name.
@@ -104,10 +101,7 @@ def fit_temperature(strata: Sequence[Stratum], *, mode: HeadMode = "regions") ->
         method="bounded",
         options={"xatol": 1e-4},
     )
-    temperature = math.exp(float(found.x))
-    if not 1.01 * LEAST < temperature < 0.99 * MOST:
-        log.warning("temperature %.3g lies at an end of what is searched", temperature)
-    return temperature
+    return math.exp(float(found.x))
 
 
 def nll_nats(strata: Sequence[Stratum], temperature: float, *, mode: HeadMode = "regions") -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import shutil
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,20 +16,25 @@ from medseg.data.source import SubsetSource
 from medseg.data.splits import subject_folds
 from medseg.errors import DataError
 from medseg.experiment.plan import Cohort, ExperimentPlan
-from medseg.experiment.single import finetune_target, fingerprint
-from medseg.inference.calibrate import HeldOut, calibrate
-from medseg.inference.model import SPEC_NAME, Model, load_model, save_calibration
+from medseg.experiment.single import finetune_target, fingerprint, seen_beside
+from medseg.inference.calibrate import HeldOut, calibrate, warn_of_few
+from medseg.inference.model import (
+    SPEC_NAME,
+    WEIGHTS_NAME,
+    Model,
+    load_model,
+    save_calibration,
+    seen_subjects,
+)
 from medseg.inference.settings import PredictSettings
-from medseg.io.atomic import write_text
+from medseg.io.atomic import file_sha256, write_text
 from medseg.training.objectives import ObjectiveSettings
 from medseg.training.transfer import MethodSettings, Source
 
 log = logging.getLogger(__name__)
 
-#: Networks of folds, and what each of them is a network of.
-FOLDS, BEGUN = "folds", "begun.txt"
-#: Where a model's record names people whose masks it was made with.
-SUBJECTS = ("subjects", "validation_subjects", "scans_subjects")
+#: Networks of folds, what each of them is a network of, and that the model itself is trained.
+FOLDS, BEGUN, TRAINED = "folds", "begun.txt", "trained.txt"
 
 
 def finetune_calibrated(
@@ -41,14 +47,16 @@ def finetune_calibrated(
     key: str,
     objective: ObjectiveSettings | None = None,
     scans: str = "",
+    other_people: bool = False,
     predict: PredictSettings | None = None,
     settings: CalibrationSettings | None = None,
 ) -> Model:
     """Fine-tune on every case of the target, and calibrate the model by cross-fitting.
 
-    For each fold of subjects a network is trained like the model on the others, and predicts them.
-    What is learned so is kept in ``out`` with the model that is trained on all. Networks of folds
-    lie in ``out/folds`` until then, so that an interrupted run goes on where it stopped.
+    The model comes first: it stands in ``out``, without a calibration, whatever becomes of the
+    rest. Then for each fold of subjects a network is trained like it on the others, and predicts
+    them. These networks lie in ``out/folds`` until all is done, so that an interrupted run goes on
+    where it stopped.
 
     Parameters
     ----------
@@ -56,9 +64,17 @@ def finetune_calibrated(
         As for :func:`medseg.experiment.single.finetune_target`.
     folds : int
         From 2 to the number of subjects.
+    other_people : bool
+        Subjects of the source, or of more scans, with the names of target subjects are others.
     predict : PredictSettings, optional
         Of the predictions that the calibration is for.
     settings : CalibrationSettings, optional
+
+    Raises
+    ------
+    DataError
+        Before any training: not so many folds, or the source or more scans have people of the
+        target, whom no fold then leaves out.
 
     Notes
     -----
@@ -68,30 +84,42 @@ def finetune_calibrated(
     """
     learned = plan.target.source
     identity = f"{key}-{method}-{objective}-{scans}-{fingerprint(source)}"
-    held_out: list[HeldOut] = []
-    # All of them before the first is trained, so that a wrong number costs no training.
+    # What cannot be is refused before the first training.
     parts = subject_folds(learned, folds, seed=plan.protocol.seed)
+    _refuse_seen(seen_beside(plan, scans, source), learned.subjects, other_people)
+    warn_of_few(len(set(learned.subjects)), settings or CalibrationSettings())
+    train = partial(finetune_target, method=method, source=source, objective=objective, scans=scans)
+    model = _whole_model(plan, out, identity, train=partial(train, key=key))
+    held_out: list[HeldOut] = []
     for number, left_out in enumerate(parts):
         kept = [case for case in learned.identifiers if case not in set(left_out)]
         log.info("fold %d of %d: %d cases left out", number + 1, folds, len(left_out))
-        model = _fold_model(
+        fold = _fold_model(
             replace(plan, target=replace(plan.target, source=SubsetSource(learned, kept))),
             out / FOLDS / f"fold_{number + 1}_of_{folds}",
             hashlib.sha256(f"{identity}-{kept}".encode()).hexdigest(),
-            train=partial(
-                finetune_target, method=method, source=source, objective=objective, scans=scans
-            ),
+            train=train,
         )
-        held_out += held_out_cases(
-            model, replace(plan.target, source=SubsetSource(learned, left_out))
-        )
+        tested = replace(plan.target, source=SubsetSource(learned, left_out))
+        held_out += held_out_cases(fold, tested, other_people=other_people)
     fitted = calibrate(held_out, method="cross-fitted", predict=predict, settings=settings)
-    model = finetune_target(
-        plan, method, source=source, out=out, key=key, objective=objective, scans=scans
-    )
-    save_calibration(out, fitted)
+    kept_as = save_calibration(model, out, fitted)
     shutil.rmtree(out / FOLDS)
-    return replace(model, calibration=fitted)
+    return replace(model, calibration=kept_as)
+
+
+def _whole_model(plan: ExperimentPlan, out: Path, identity: str, *, train: partial[Model]) -> Model:
+    """Return the model of all cases, trained unless it was before and is still there."""
+    trained = out / FOLDS / TRAINED
+    identity = hashlib.sha256(identity.encode()).hexdigest()
+    weights = out / WEIGHTS_NAME
+    is_there = trained.is_file() and weights.is_file()
+    if is_there and trained.read_text() == f"{identity} {file_sha256(weights)}":
+        log.info("%s was trained before", out.name)
+        return load_model(out, ignore_calibration=True)
+    model = train(plan, out=out)
+    write_text(trained, f"{identity} {file_sha256(weights)}")
+    return model
 
 
 def _fold_model(
@@ -104,35 +132,28 @@ def _fold_model(
         shutil.rmtree(folder)
     if (folder / SPEC_NAME).is_file():
         log.info("%s was trained before", folder.name)
-        return load_model(folder)
+        return load_model(folder, ignore_calibration=True)
     write_text(begun, identity)
     return train(plan, out=folder, key=identity)
 
 
 def held_out_cases(model: Model, cohort: Cohort, *, other_people: bool = False) -> list[HeldOut]:
-    """Return the cases of a cohort for a model that was not trained on their subjects.
+    """Return the cases of a cohort for a model whose training has not seen their subjects.
 
     Parameters
     ----------
     model : Model
     cohort : Cohort
     other_people : bool
-        Subjects with the names of training subjects are others.
+        Subjects with the names of those seen are others.
 
     Raises
     ------
     DataError
-        It was trained on one of them.
+        It has seen one of them: trained on it, stopped early by it, or through its source, scans
+        it learned from beside the target's, or rehearsal.
     """
-    learned = (model.spec.training.get(key, ()) for key in SUBJECTS)
-    known = set[str]().union(*learned) & set(cohort.source.subjects)
-    if known and not other_people:
-        raise DataError(
-            "A model is calibrated on subjects that it was not trained on, but it was on "
-            f"{sorted(known)[:5]} ({len(known)} in all).",
-            hint="Give other cases, or fine-tune with --calibrate; if only the names are the same, "
-            "say --other-people.",
-        )
+    _refuse_seen(seen_subjects(model.spec), cohort.source.subjects, other_people)
     return [
         HeldOut(
             identifier=case,
@@ -143,6 +164,17 @@ def held_out_cases(model: Model, cohort: Cohort, *, other_people: bool = False) 
         )
         for index, case in enumerate(cohort.source.identifiers)
     ]
+
+
+def _refuse_seen(seen: Collection[str], subjects: Sequence[str], other_people: bool) -> None:
+    known = sorted(set(seen) & set(subjects))
+    if known and not other_people:
+        raise DataError(
+            "A model is calibrated on people that its training has not seen, but it, its source or "
+            f"scans beside the target's have {known[:5]} ({len(known)} in all).",
+            hint="Give other cases, or fine-tune with --calibrate from a source without them; if "
+            "only the names are the same, say --other-people.",
+        )
 
 
 def calibrate_on(
@@ -157,5 +189,4 @@ def calibrate_on(
     """Calibrate a model on labelled cases that it never saw, and keep it in the model's folder."""
     cases = held_out_cases(model, cohort, other_people=other_people)
     fitted = calibrate(cases, predict=predict, settings=settings)
-    save_calibration(folder, fitted)
-    return fitted
+    return save_calibration(model, folder, fitted)

@@ -13,7 +13,7 @@ from medseg.errors import ConfigError
 from medseg.experiment.plan import Arm, ExperimentPlan
 from medseg.experiment.sources import more_scans, training_cases
 from medseg.inference.ensemble import joined, members_of
-from medseg.inference.model import Model, ModelSpec, load_model, spec_to_json
+from medseg.inference.model import Model, ModelSpec, load_model, seen_subjects, spec_to_json
 from medseg.inference.provenance import versions
 from medseg.io.atomic import write_table
 from medseg.networks.unet import UNetSettings
@@ -31,7 +31,8 @@ def load_source_model(
     folder: Path, *, prior: Path | None = None, kernels: Path | None = None
 ) -> Source:
     """Return the source model in a folder with its filter prior and kernels, where given."""
-    return source_from(load_model(folder), prior=prior, kernels=kernels)
+    model = load_model(folder, ignore_calibration=True)
+    return source_from(model, prior=prior, kernels=kernels)
 
 
 def source_from(*models: Model, prior: Path | None = None, kernels: Path | None = None) -> Source:
@@ -54,6 +55,7 @@ def source_from(*models: Model, prior: Path | None = None, kernels: Path | None 
         regions=models[0].spec.regions,
         kernels=None if kernels is None else KernelSet.load(kernels),
         priors=None if prior is None else LayerPriors.load(prior),
+        subjects=frozenset[str]().union(*(seen_subjects(model.spec) for model in models)),
     )
 
 
@@ -73,6 +75,15 @@ def _check_alike(first: Model, other: Model) -> None:
             f"but {first.folder} and {other.folder} have {'; '.join(faults)}.",
             hint="Give the members of one source only, as `medseg train` wrote them.",
         )
+
+
+def seen_beside(plan: ExperimentPlan, scans: str, source: Source | None) -> frozenset[str]:
+    """Return the subjects that a training sees besides the target's.
+
+    Those of its source, and of more scans that it learns from or rehearses.
+    """
+    more = (cohort.source.subjects for cohort in plan.scans.get(scans, ()))
+    return frozenset[str]().union(() if source is None else source.subjects, *more)
 
 
 def fingerprint(source: Source | None) -> str:
@@ -113,11 +124,8 @@ def finetune_target(
     protocol = plan.protocol
     cases = training_cases(plan.target, plan, regions=protocol.regions, allow_missing=False)
     architecture = plan.architecture(len(protocol.channels), protocol.regions.channels)
-    training = _training_plan(plan, architecture)
-    chosen, origin = (
-        method if objective is None else (method, objective, scans),
-        fingerprint(source),
-    )
+    training, origin = _training_plan(plan, architecture), fingerprint(source)
+    chosen = method if objective is None else (method, objective, scans)
     checkpoints = Checkpoints(folder=out / "state", key=f"{key}-{chosen}-{origin}")
     taken, tried = chosen_method(
         cases,
@@ -146,14 +154,15 @@ def finetune_target(
         strict=True,
     )
     prior = source.priors.hash if source is not None and source.priors is not None else None
-    seen = more.cases if more is not None and arm.more[1] else ()
     # All that tells a model from another of the same label.
-    asked = TypeAdapter(Arm).dump_python(arm, mode="json")
+    used = TypeAdapter(Arm).dump_python(replace(arm, method=taken), mode="json")
     record = {
-        **{part: asked[part] for part in ("method", "objective", "scans")},
+        **{part: used[part] for part in ("method", "objective", "scans")},
         "source": origin,
         "subjects": sorted({case.subject for case in cases}),
-        "scans_subjects": sorted({case.subject for case in seen}),
+        "seen_subjects": sorted(
+            seen_beside(plan, scans, source) | {case.subject for case in cases}
+        ),
         "seed": protocol.seed,
         "steps": results[0].steps,
         "prior_hash": prior if method.method in WITH_PRIOR else None,

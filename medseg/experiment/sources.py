@@ -15,7 +15,7 @@ from medseg.data.splits import bootstrap_subjects, split_by_subject
 from medseg.data.training_set import TrainingCase, make_training_case
 from medseg.errors import ConfigError
 from medseg.experiment.plan import Cohort, ExperimentPlan, source_regions
-from medseg.inference.model import Model, ModelSpec, load_model
+from medseg.inference.model import Model, ModelSpec, load_model, seen_subjects
 from medseg.inference.posterior import Head
 from medseg.inference.provenance import versions
 from medseg.io.atomic import atomic_path, write_table
@@ -222,7 +222,8 @@ def make_source(plan: ExperimentPlan, name: str, out: Path, *, key: str) -> Sour
     under the same ``key``, is not made again.
     """
     folders = train_members(plan, name, out, key=key)
-    networks = [load_model(folder).network for folder in folders]
+    models = [load_model(folder, ignore_calibration=True) for folder in folders]
+    networks = [model.network for model in models]
     kernels = harvest(networks, settings=plan.protocol.harvest)
     # Fitting and comparing priors takes minutes, which an experiment without them need not wait.
     asked = any(arm.method.method in WITH_PRIOR and name in arm.sources for arm in plan.arms)
@@ -234,6 +235,7 @@ def make_source(plan: ExperimentPlan, name: str, out: Path, *, key: str) -> Sour
         kernels=kernels,
         priors=priors.get(None),
         named_priors={prior: fitted for prior, fitted in priors.items() if prior is not None},
+        subjects=frozenset[str]().union(*(seen_subjects(model.spec) for model in models)),
     )
 
 
@@ -268,7 +270,6 @@ def _train_member(
     folder = out / "sources" / name / f"member_{member}"
     checkpoints = Checkpoints(folder=folder / "state", key=key)
     head = Head(regions, architecture.dims, 1.0)
-    chose = pretext is None and bool(left_out) and protocol.source_training.validate_every > 0
     if pretext is not None:
         network, result = pretrain(chosen, training, pretext, checkpoints=checkpoints)
     else:
@@ -296,8 +297,8 @@ def _train_member(
         method="source" if pretext is None else pretext.kind,
         training={
             "subjects": sorted(set(drawn)),
-            # They chose among the steps.
-            "validation_subjects": sorted({case.subject for case in left_out}) if chose else [],
+            # Early stopping looked at the rest: no word on them would be one on new people.
+            "seen_subjects": sorted({case.subject for case in cases}),
             "seed": training.seed,
             "versions": versions(),
         },

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -13,48 +13,30 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from medseg.calibration import conformal, temperature
+from medseg.calibration import conformal
 from medseg.calibration.record import Calibration, LesionCheck, RegionCalibration
+from medseg.calibration.review import can_flag
 from medseg.calibration.settings import CalibrationSettings
 from medseg.calibration.temperature import Stratum
 from medseg.calibration.typical import Typical, distances_left_out
-from medseg.data.regions import Definition, encode
-from medseg.errors import ConfigError, DataError, ScanError
+from medseg.data.regions import encode
+from medseg.errors import ConfigError, DataError
+from medseg.inference.conditions import conditions, joined
 from medseg.inference.evidence import count_of, doubts, shape_features
-from medseg.inference.focused import to_logits
-from medseg.inference.model import Model
-from medseg.inference.plan import predict_image
-from medseg.inference.predict import Prediction, predict_prepared_case, prepare_for
-from medseg.inference.provenance import decisive_settings, versions
+from medseg.inference.predict import Prediction, predict_prepared_case
+from medseg.inference.provenance import versions
 from medseg.inference.settings import PredictSettings
+from medseg.inference.temperatures import (
+    HeldOut,
+    fit_temperatures,
+    prepared_for,
+    strata_of,
+    temperatures_left_out,
+)
 from medseg.metrics.calibration import brier_score, calibration_error, reliability_bins
 from medseg.metrics.lesions import covered_shares, is_found, label_lesions
-from medseg.preprocess.prepare import PreparedCase
-from medseg.scan import Case
-from medseg.seeding import torch_generator
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, eq=False)
-class HeldOut:
-    """A labelled case, and a model that was not trained on its subject.
-
-    Parameters
-    ----------
-    identifier, subject : str
-    model : Model
-    load : callable
-        Reads the case.
-    definition : mapping of str to sequence of int
-        Labels behind each region in this case.
-    """
-
-    identifier: str
-    subject: str
-    model: Model
-    load: Callable[[], Case]
-    definition: Definition
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,9 +61,9 @@ def calibrate(
 ) -> Calibration:
     """Return what labelled cases say of a model's probabilities, masks and volumes.
 
-    Every case is predicted twice: for the temperatures, and with these for all the rest, as
-    :func:`medseg.inference.predict.predict_case` does it. Each subject counts once, by the mean of
-    its cases' losses and the largest of their scores.
+    Every case is predicted twice: for the temperatures, and with those of the other subjects for
+    all the rest, as :func:`medseg.inference.predict.predict_case` does it. Each subject counts
+    once, by the mean of its cases' losses and the largest of their scores.
 
     Parameters
     ----------
@@ -100,22 +82,35 @@ def calibrate(
         A case without a reference.
     ConfigError
         The labels of a region are not known.
+
+    Notes
+    -----
+    Conformal promises are proved where the next case is treated exactly as those of the
+    calibration. Here it nearly is: its temperatures are fitted to all subjects, theirs to all but
+    one, and the same holds for what is usual of shapes and intensities. For cross-fitted cases the
+    networks differ, too, see :func:`medseg.experiment.crossfit.finetune_calibrated`.
     """
     chosen, asked = settings or CalibrationSettings(), predict or PredictSettings()
     subjects = [one.subject for one in held_out]
     n = _check(held_out, subjects, chosen)
-    strata = [_strata(one, asked, chosen, number) for number, one in enumerate(held_out)]
-    fits = _temperatures([part for case in strata for part in case], held_out[0].model)
-    temperatures = tuple(fit["temperature"] for fit in fits)
+    if method == "held-out":  # else it was said before any training
+        warn_of_few(n, chosen)
+    model = held_out[0].model
+    strata: dict[str, list[Stratum]] = {}
+    for number, one in enumerate(held_out):
+        strata.setdefault(one.subject, []).extend(strata_of(one, asked, chosen, number))
+    fits = fit_temperatures([part for own in strata.values() for part in own], model)
+    others = temperatures_left_out(strata, model)
+    del strata
     seen: list[list[_RegionEvidence]] = []
-    intensities = []
+    intensities, made = [], []
     for one in held_out:
-        prediction, evidence = _look(one, temperatures, asked, chosen)
+        prediction, evidence = _look(one, others[one.subject], asked, chosen)
         seen.append(evidence)
         intensities.append(prediction.intensities)
+        made.append(conditions(prediction))
         log.info("calibration: %s is predicted and compared", one.identifier)
     distances = distances_left_out(intensities, intensities, subjects)
-    names = held_out[0].model.spec.regions.names
     return Calibration(
         method=method,
         n=n,
@@ -123,10 +118,10 @@ def calibrate(
         coverage=chosen.coverage,
         review_share=chosen.review_share,
         volume_floor=chosen.volume_floor,
-        predict=decisive_settings(asked),
+        conditions=joined(made),
         regions={
             name: _region([case[index] for case in seen], subjects, fits[index], chosen)
-            for index, name in enumerate(names)
+            for index, name in enumerate(model.spec.regions.names)
         },
         intensity=Typical.of(np.stack(intensities)),
         intensity_distances=_worst_of(subjects, distances),
@@ -153,83 +148,28 @@ def _check(
                 f"{unknown} are not known for {one.identifier!r}.",
                 hint="Name their labels under regions in a YAML, or take cases that mark them.",
             )
-    if n < conformal.cases_needed(settings.coverage):
-        log.warning(
-            "%d subjects promise a coverage of at most %.2f: for %g there will be no inner and "
-            "outer mask and no finite volume interval; that takes %d",
-            n,
-            conformal.best_coverage(n),
-            settings.coverage,
-            conformal.cases_needed(settings.coverage),
-        )
     return n
 
 
-def _prepared(one: HeldOut, case: Case) -> PreparedCase:
-    if case.label is None:
-        raise ScanError(
-            f"A calibration compares with references, but case {one.identifier!r} has none.",
-            hint="Add its mask, or leave the case out.",
+def warn_of_few(n: int, settings: CalibrationSettings) -> None:
+    """Say what n subjects are too few for."""
+    if n < conformal.cases_needed(settings.coverage):
+        log.warning(
+            "%d people are too few for a coverage of %g, which takes %d: there will be no inner "
+            "and outer mask and no volume range; they are enough for --coverage %s",
+            n,
+            settings.coverage,
+            conformal.cases_needed(settings.coverage),
+            conformal.coverage_to_ask(n),
         )
-    return prepare_for(one.model, case)
-
-
-def _strata(
-    one: HeldOut, predict: PredictSettings, settings: CalibrationSettings, number: int
-) -> list[Stratum]:
-    """Return logits inside the brain: of voxels where something is at stake, and of the others."""
-    spec = one.model.spec
-    plain = replace(one.model, temperatures=(1.0,) * len(spec.regions.names))
-    prepared = _prepared(one, one.load())
-    label = prepared.label if prepared.label is not None else prepared.brain.int()
-    target, _ = encode(label, names=spec.regions.names, definition=one.definition)
-    truth = target[:, prepared.brain] > 0.5
-    kept = []
-    for sample in predict_image(
-        plain, prepared.image, settings=predict, source_shape=prepared.source_grid.shape
-    ):
-        chances = sample.chunk(2)[0] if spec.has_share else sample
-        kept.append(chances[:, prepared.brain])
-    samples = torch.stack(kept)
-    mean = samples.mean(dim=0)[-len(truth) :]
-    doubtful = ((mean - 0.5).abs() < settings.doubtful) | ((mean > 0.5) != truth)
-    at_stake = doubtful.any(dim=0)
-    generator = torch_generator(0, "calibration voxels", number)
-    strata = []
-    for places in (at_stake.nonzero()[:, 0], (~at_stake).nonzero()[:, 0]):
-        if len(places):
-            order = torch.randperm(len(places), generator=generator)[: settings.voxels]
-            drawn = places[order]
-            logits = to_logits(samples[:, :, drawn], spec.regions.mode)
-            strata.append(Stratum(logits.numpy(), truth[:, drawn].numpy(), len(places)))
-    log.info("calibration: %s is predicted for the temperature", one.identifier)
-    return strata
-
-
-def _temperatures(strata: Sequence[Stratum], model: Model) -> list[dict[str, float]]:
-    """Return the temperature of each region and what it mends; classes share one."""
-    names, mode = model.spec.regions.names, model.spec.regions.mode
-    for index, name in enumerate(names):
-        if not any(stratum.truth[index].any() for stratum in strata):
-            raise DataError(
-                f"A calibration needs a case with region {name!r}, but no reference has a voxel of "
-                "it.",
-                hint="Add cases with lesions.",
-            )
-    fits = []
-    for index in range(len(names) if mode == "regions" else 1):
-        part = [one.of_region(index) for one in strata] if mode == "regions" else strata
-        fitted = temperature.fit_temperature(part, mode=mode)
-        fits.append(
-            {
-                "temperature": fitted,
-                "nll_before_nats": temperature.nll_nats(part, 1.0, mode=mode),
-                "nll_after_nats": temperature.nll_nats(part, fitted, mode=mode),
-                "ece_before": temperature.expected_error(part, 1.0, mode=mode),
-                "ece_after": temperature.expected_error(part, fitted, mode=mode),
-            }
+    if not can_flag(n, settings.review_share):
+        log.warning(
+            "%d people are too few to say which %g %% of cases a human should look at: that takes "
+            "%d",
+            n,
+            100 * settings.review_share,
+            conformal.cases_needed(1.0 - settings.review_share),
         )
-    return fits if mode == "regions" else fits * len(names)
 
 
 def _look(
@@ -240,7 +180,7 @@ def _look(
 ) -> tuple[Prediction, list[_RegionEvidence]]:
     """Return the prediction of a case and what its reference says of it, on the case's grid."""
     case, model = one.load(), replace(one.model, temperatures=temperatures)
-    prediction = predict_prepared_case(model, _prepared(one, case), settings=predict)
+    prediction = predict_prepared_case(model, prepared_for(one, case), settings=predict)
     label = case.label.data if case.label is not None else torch.zeros(case.grid.shape).int()
     truth, _ = encode(label, names=prediction.regions, definition=one.definition)
     return prediction, [
@@ -289,11 +229,10 @@ def _region(
     factor = conformal.conformal_quantile(np.array(residuals), settings.coverage)
     shapes = [one.shape for one in seen]
     usual = [one.usual_shape for one in seen]
-    indicators = {
+    signs = {
         name: _worst_of(subjects, [one.doubts[name] for one in seen]) for name in seen[0].doubts
     }
-    indicators["shape"] = _worst_of(subjects, distances_left_out(shapes, usual, subjects))
-    shown = [shape for shape in usual if shape is not None]
+    signs["shape"] = _worst_of(subjects, distances_left_out(shapes, usual, subjects))
     missed = _mean_of(subjects, [one.missed for one in seen])
     false = _mean_of(subjects, [one.false for one in seen])
     outer = inner = None
@@ -308,9 +247,9 @@ def _region(
         missed_share=None if outer is None else float(missed[:, outer].mean()),
         false_share=None if inner is None else float(false[:, inner].mean()),
         volume_factor=None if math.isinf(factor) else factor,
-        volume_residuals=residuals,
-        indicators=indicators,
-        shape=Typical.of(np.stack(shown)) if shown else None,
+        volume_residuals=tuple(sorted(residuals)),
+        signs=signs,
+        shape=Typical.of(np.stack([shape for shape in usual if shape is not None])),
         lesions=_lesion_check([lesion for one in seen for lesion in one.lesions]),
     )
 
@@ -329,11 +268,11 @@ def _lesion_check(lesions: Sequence[tuple[float, bool]]) -> LesionCheck:
 
 
 def _worst_of(subjects: Sequence[str], scores: Sequence[float]) -> tuple[float, ...]:
-    """Return the largest score of each subject, sorted."""
+    """Return the largest score of each subject, in the order of their first cases."""
     worst: dict[str, float] = {}
     for subject, score in zip(subjects, scores, strict=True):
         worst[subject] = max(score, worst.get(subject, -math.inf))
-    return tuple(sorted(worst.values()))
+    return tuple(worst.values())
 
 
 def _mean_of(subjects: Sequence[str], losses: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:

@@ -15,15 +15,19 @@ from medseg.geometry import Grid
 from medseg.inference.lesions import Lesion
 from medseg.inference.predict import Prediction
 
-#: What each sign says, when it is beyond what is usual.
+#: What each sign says where it is beyond what is usual, in words for who looks at the scan.
 WORDS: Mapping[str, str] = {
-    "volume_spread": "the posterior samples' volumes lie far apart",
-    "lesion_doubt": "many posterior samples lack its lesions",
-    "overlap_doubt": "the probabilities promise a low Dice of the mask",
-    "mutual_information_nats": "the posterior samples disagree voxel by voxel",
-    "shape": "the mask's shape is unlike the reference masks",
+    "volume_spread": "repeated predictions disagree about the volume",
+    "lesion_doubt": "much of the marked volume is in lesions that only some of the repeated "
+    "predictions show",
+    "overlap_doubt": "the outline is unsure: many marked voxels are hardly more likely than those "
+    "left out",
+    "mutual_information_nats": "repeated predictions disagree about single voxels",
+    "shape": "size, number or form of the marked lesions is unlike those that the model was "
+    "checked on",
+    "intensity": "the scans look unlike those that the model was checked on (brightness or "
+    "contrast)",
 }
-INTENSITY_WORDS = "the prepared scans' intensities are unlike the calibration cases"
 #: Voxels below this mean probability are no candidates.
 CANDIDATE = 0.1
 

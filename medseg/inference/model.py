@@ -67,7 +67,8 @@ class ModelSpec:
     temperature : float
         Logits are divided by it.
     training : dict
-        Free JSON: data fingerprint, seed, steps, metrics, versions, prior hash.
+        Free JSON: ``subjects`` trained on, ``seen_subjects`` in any way, seed, steps, versions,
+        prior hash.
     """
 
     architecture: UNetSettings
@@ -174,7 +175,7 @@ class Model:
         folder : Path
             Gets ``model.safetensors``, ``model.json`` and ``card.md``. The description goes last
             and names the hash of the weights: a model torn by a crash is noticed when it is loaded.
-            A calibration that lies there is of other weights, and goes.
+            A calibration that lies there is of another model, and goes.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -195,10 +196,43 @@ class Model:
         )
 
 
-def save_calibration(folder: Path, calibration: Calibration) -> None:
-    """Write the calibration of the model in a folder beside it."""
-    digest = file_sha256(Path(folder) / WEIGHTS_NAME)
-    write_calibration(Path(folder) / record.NAME, replace(calibration, weights_sha256=digest))
+def save_calibration(model: Model, folder: Path, calibration: Calibration) -> Calibration:
+    """Write the calibration of a model beside it, bound to it, and return it as written.
+
+    Raises
+    ------
+    ModelError
+        The folder holds another model by now.
+    """
+    folder = Path(folder)
+    there = load_model(folder, ignore_calibration=True)
+    if there.fingerprint() != replace(model, calibration=None).fingerprint():
+        raise ModelError(
+            f"A calibration goes beside the model it was fitted to, but {folder} holds another.",
+            hint="The folder was written to meanwhile: calibrate again.",
+        )
+    bound = replace(calibration, model_sha256=_identity(_read_description(folder)))
+    write_calibration(folder / record.NAME, bound)
+    return bound
+
+
+def _identity(description: dict[str, Any]) -> str:
+    """Return the SHA-256 of what predicts: the hash of the weights, and how they are used.
+
+    Of the file as it is, so that a later version, which may know of more settings, finds the same.
+    """
+    parts = {key: description[key] for key in ("weights_sha256", "spec")}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def seen_subjects(spec: ModelSpec) -> frozenset[str]:
+    """Return the subjects that a model's training saw in any way, as far as it was recorded.
+
+    Besides those it was trained on these are the ones of early stopping, of its source models, and
+    of scans that it learned from or rehearsed beside the target's.
+    """
+    training = spec.training
+    return frozenset([*training.get("subjects", ()), *training.get("seen_subjects", ())])
 
 
 def spec_to_json(spec: ModelSpec) -> dict[str, Any]:
@@ -266,7 +300,7 @@ def load_model(
     ModelError
         A file is missing or damaged, the weights are not those of the description, or a tensor is
         missing, left over or of another shape; each is named. Nothing is loaded in part. Or there
-        is a calibration, but of other weights.
+        is a calibration, but of other weights or another description.
     """
     folder = Path(folder)
     description = _read_description(folder)
@@ -296,7 +330,9 @@ def load_model(
     found = None
     if not ignore_calibration:
         names = tuple(spec.regions.names)
-        found = read_calibration(folder / record.NAME, weights_sha256=digest, regions=names)
+        found = read_calibration(
+            folder / record.NAME, model_sha256=_identity(description), regions=names
+        )
     log.info("loaded all %d tensors of %s (method %s)", len(tensors), folder, spec.method)
     return Model(network.to(device).eval(), spec, folder, calibration=found)
 

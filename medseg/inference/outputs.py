@@ -10,7 +10,10 @@ regions overlap.
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from math import isfinite
 from pathlib import Path
@@ -19,9 +22,10 @@ import torch
 from torch import Tensor
 
 from medseg.errors import ConfigError
-from medseg.inference.decide import Decision, describe_decision, describe_region
+from medseg.inference.decide import Decision
 from medseg.inference.lesions import paint_regions
 from medseg.inference.predict import Prediction
+from medseg.inference.words import describe_decision, describe_region
 from medseg.io.atomic import write_json
 from medseg.io.nifti import write_label_map, write_scan
 from medseg.scan import LabelMap, Scan
@@ -93,6 +97,8 @@ def write_prediction(
 ) -> dict[str, Path]:
     """Write a prediction and return the files by what they hold, see :func:`output_paths`.
 
+    Files of an earlier prediction of the case that this one has no counterpart for are removed.
+
     Parameters
     ----------
     prediction : Prediction
@@ -115,7 +121,10 @@ def write_prediction(
             if one.inner is not None and one.outer is not None
         ),
     )
+    stale = _stale(paths, folder, prediction)
     paths["json"].unlink(missing_ok=True)
+    for path in stale:
+        path.unlink(missing_ok=True)
     labels, order = paint_regions(prediction.mask, definition=prediction.definition)
     write_label_map(paths["mask"], LabelMap(labels, prediction.grid))
     for index, region in enumerate(prediction.regions):
@@ -142,6 +151,29 @@ def write_prediction(
         },
     )
     return paths
+
+
+def _stale(paths: Mapping[str, Path], folder: Path, prediction: Prediction) -> list[Path]:
+    """Return what an earlier run may have left of this case and this one does not write.
+
+    Maps that not every run makes, and what the case's JSON file says there is, which may be of
+    other regions. Another file in the case's folder is somebody's own.
+    """
+    identifier, place = prediction.identifier, paths["json"].parent
+    every = output_paths(
+        folder,
+        identifier,
+        regions=prediction.regions,
+        samples=2,
+        conformal=prediction.regions,
+    )
+    names = {path.name for path in every.values()}
+    # A file that is not there, or none of ours, names nothing.
+    with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
+        names |= set(json.loads(paths["json"].read_text(encoding="utf-8"))["files"].values())
+    known = re.compile(re.escape(identifier) + r"_[^/\\]*\.nii\.gz")
+    gone = {name for name in names if isinstance(name, str) and known.fullmatch(name)}
+    return [place / name for name in sorted(gone - {path.name for path in paths.values()})]
 
 
 def _write_maps(
@@ -216,12 +248,15 @@ def cohort_rows(
 def _decision_columns(decision: Decision, index: int) -> dict[str, object]:
     region = decision.regions[index]
     # The ledger keeps rows as JSON, which knows no infinity.
-    high_ml = region.high_ml if isfinite(region.high_ml) else None
+    is_finite = region.high_ml is not None and isfinite(region.high_ml)
+    high_ml = region.high_ml if is_finite else None
     return {
-        "coverage": decision.calibration.coverage,
+        "coverage": decision.coverage,
         "conformal_low_ml": region.low_ml,
         "conformal_high_ml": high_ml,
         "review": decision.needs_review,
+        "doubt": decision.doubt,
         "doubt_percentile": decision.doubt_percentile,
+        "settings_that_differ": ", ".join(decision.differing),
         "reasons": "; ".join(sign.words for sign in decision.reasons),
     }

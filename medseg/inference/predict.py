@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -87,8 +88,10 @@ class Prediction:
         Of all regions, the largest of each first.
     intensities : ndarray, shape (c * q,)
         Quantiles of each prepared channel inside the brain; 0 for one that is missing.
+    settings : PredictSettings
+        That it was made with.
     computed : mapping
-        Engine, precision and windows, for the record.
+        Engine, precision and windows: what became of the settings.
     """
 
     identifier: str
@@ -104,7 +107,8 @@ class Prediction:
     volumes_ml: NDArray[np.float64]
     lesions: tuple[Lesion, ...]
     intensities: NDArray[np.float64]
-    computed: Mapping[str, object]
+    settings: PredictSettings
+    computed: Mapping[str, Any]
 
     @property
     def samples(self) -> int:
@@ -200,7 +204,7 @@ class Observation:
     samples: tuple[PackedMasks, ...]
     last: Tensor
     intensities: NDArray[np.float64]
-    computed: Mapping[str, object]
+    computed: Mapping[str, Any]
 
     def conclude(self) -> Prediction:
         """Return masks, maps, volumes and lesions on the case's own grid; to be called once."""
@@ -243,6 +247,7 @@ class Observation:
             volumes_ml=_volumes_ml(self.samples, self.source_grid),
             lesions=tuple(lesions),
             intensities=self.intensities,
+            settings=self.settings,
             computed=self.computed,
         )
 

@@ -47,12 +47,6 @@ def settings_sha256(settings: PredictSettings) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def decisive_settings(settings: PredictSettings) -> dict[str, Any]:
-    """Return the settings that decide what is predicted, and not only how fast, as plain JSON."""
-    plain = settings_to_json(settings)
-    return {name: plain[name] for name in ("samples", "posterior", "threshold", "lesions")}
-
-
 def versions() -> dict[str, str]:
     """Return the versions a prediction was made with."""
     return {

@@ -110,12 +110,16 @@ LOOKS: dict[str, Look] = {
         14, "Anchored", "Variational; a filter stays by its source or follows the learned prior.",
         "#D55E00", "*",
     ),
+    "auto": Look(
+        15, "Auto", "Gaussian prior, then as far back to the source as left-out cases ask for.",
+        "#009E73", "s",
+    ),
     "nnunet": Look(
-        15, "nnU-Net", "nnU-Net v2, trained from scratch on the target cases for as long.",
+        16, "nnU-Net", "nnU-Net v2, trained from scratch on the target cases for as long.",
         "#F0E442", "8", (), True,
     ),
     "nnunet_pretrained": Look(
-        16, "nnU-Net, pretrained", "nnU-Net v2, trained on the source first, each for as long.",
+        17, "nnU-Net, pretrained", "nnU-Net v2, trained on the source first, each for as long.",
         "#F0E442", "H", (4, 1.5), True,
     ),
 }  # fmt: skip
@@ -139,6 +143,7 @@ _KINDS = (
 )
 _ENDINGS = (
     (r"_x(\d+)$", "×{}", "The mean of {} networks."),
+    (r"_wise$", "part of the way back", "Its weights go part of the way back to the source."),
     (r"_weight$", "by weight", "Its deviations go by the size of each weight."),
     (r"_noise$", "noise", "Noise is added to the filters drawn at random."),
 )

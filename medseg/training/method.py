@@ -181,6 +181,8 @@ class Source:
         Others, for a ``dwp`` that names its prior.
     networks : sequence of Module
         All source networks, ``network`` among them; empty where only that one is known.
+    subjects : frozenset of str
+        Whose scans these networks have seen, as far as that is known.
     """
 
     network: nn.Module
@@ -189,6 +191,7 @@ class Source:
     priors: LayerPriors | None = None
     named_priors: Mapping[str, LayerPriors] = field(default_factory=dict)
     networks: Sequence[nn.Module] = ()
+    subjects: frozenset[str] = frozenset()
 
     def member(self, number: int) -> "Source":
         """Return the source as member ``number`` starts from it: of several networks the next."""

@@ -13,6 +13,7 @@ from medseg.calibration.conformal import (
     cases_needed,
     conformal_quantile,
     controlled_cut,
+    coverage_to_ask,
     false_shares,
     log_volume_score,
     log_volume_spread,
@@ -58,6 +59,16 @@ def test_what_is_needed_and_what_can_be_promised_agree(n: int) -> None:
     assert cases_needed(best_coverage(n)) == n
     assert math.isfinite(conformal_quantile(np.zeros(n), best_coverage(n)))
     assert math.isinf(conformal_quantile(np.zeros(n), best_coverage(n + 1)))
+
+
+def test_the_coverage_that_a_hint_names_can_be_asked_for() -> None:
+    for n in range(1, 201):
+        named = float(coverage_to_ask(n))
+        assert cases_needed(named) <= n
+        assert best_coverage(n) - 0.01 < named <= best_coverage(n) + 1e-12
+        controlled_cut(np.zeros((n, len(CUTS))), 1.0 - named, safe=0)
+        if named < 0.99:
+            assert cases_needed(named + 0.01) > n, "and no more is there to ask for"
 
 
 @pytest.mark.parametrize("coverage", [0.8, 0.9, 0.95])
@@ -168,7 +179,7 @@ def test_too_few_cases_are_refused_with_the_number_that_is_needed() -> None:
     losses = np.zeros((8, len(CUTS)))
     with pytest.raises(DataError, match="9 cases on, but there are 8") as raised:
         controlled_cut(losses, 0.1, safe=0)
-    assert "0.89" in raised.value.hint
+    assert "0.88" in raised.value.hint
     assert controlled_cut(np.zeros((9, len(CUTS))), 0.1, safe=0) == len(CUTS) - 1
 
 

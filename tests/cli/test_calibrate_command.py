@@ -14,15 +14,15 @@ from medseg.experiment import crossfit
 from medseg.inference.model import load_model
 from medseg.io.atomic import read_table
 
+DATA = ("target.settings.spacing_mm=8.0", "target.settings.n_subjects=4")
 FAST = (
-    "target.settings.spacing_mm=8.0",
     "protocol.preprocess.spacing_mm=[8,8,8]",
     "protocol.patch.size=[16,16,16]",
     "protocol.patch.batch_size=1",
     "protocol.target_training.steps=2",
     "protocol.target_training.device=cpu",
 )
-TARGET = ("experiment/demo", *FAST, "target.settings.n_subjects=4")
+TARGET = ("experiment/demo", *DATA, *FAST)
 
 
 def run(*argv: object) -> int:
@@ -61,7 +61,7 @@ def test_a_model_is_calibrated_while_it_is_made_and_used_so(model: Path, tmp_pat
     affine = np.diag([-7.0, 6.0, 7.0, 1.0])
     affine[:3, 3] = (30, -20, 12)
     scans, out = write_case(tmp_path / "scans" / "case1", affine=affine).parent, tmp_path / "out"
-    assert run("predict", model, scans, out, "--device", "cpu", "--engine", "eager") == 0
+    assert run("predict", model, scans, out, "--device", "cpu") == 0
     written = json.loads((out / "case1" / "case1.json").read_text())
     assert written["calibrated"] is True
     assert written["calibration"]["method"] == "cross-fitted"
@@ -75,7 +75,27 @@ def test_a_model_is_calibrated_while_it_is_made_and_used_so(model: Path, tmp_pat
     rows = read_table(out / "cohort.tsv")
     assert [row["calibrated"] for row in rows] == ["True", "True"]
     assert {row["review"] for row in rows} <= {"True", "False"}
+    assert {row["settings_that_differ"] for row in rows} == {"n/a"}
     assert rows[0]["coverage"] == "0.75"
+
+
+def test_a_promise_of_other_settings_is_withdrawn_with_one_warning(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a", "b"):
+        write_case(tmp_path / "scans" / name, affine=np.diag([7.0, 6.0, 7.0, 1.0]))
+    argv = ("predict", model, tmp_path / "scans", tmp_path / "out", "--device", "cpu")
+    assert run(*argv) == 0
+    assert "other settings" not in capsys.readouterr().err
+    assert (tmp_path / "out" / "a" / "a_core_inner.nii.gz").exists()
+    assert run(*argv, "--profile", "best") == 0
+    shown = capsys.readouterr().err
+    assert shown.count("other settings") == 1
+    assert "profile" in shown
+    assert not list((tmp_path / "out").rglob("*_inner.nii.gz"))
+    for row in read_table(tmp_path / "out" / "cohort.tsv"):
+        assert (row["coverage"], row["review"], row["conformal_low_ml"]) == ("n/a",) * 3
+        assert row["settings_that_differ"] == "profile"
 
 
 def test_a_stale_calibration_stops_a_prediction(
@@ -85,7 +105,9 @@ def test_a_stale_calibration_stops_a_prediction(
     shutil.copy(model / NAME, tmp_path / "other" / NAME)
     case = write_case(tmp_path / "scans", affine=np.diag([7.0, 6.0, 7.0, 1.0]))
     assert run("predict", tmp_path / "other", case, tmp_path / "out") == 2
-    assert "fitted to others" in capsys.readouterr().err
+    assert "fitted to another model" in capsys.readouterr().err
+    # What makes no prediction has no use for it.
+    assert run("harvest", tmp_path / "other", "--out", tmp_path / "kernels") == 0
 
 
 def test_a_model_is_calibrated_on_cases_that_it_never_saw(
@@ -93,10 +115,10 @@ def test_a_model_is_calibrated_on_cases_that_it_never_saw(
 ) -> None:
     mine = shutil.copytree(model, tmp_path / "mine")
     before = (mine / NAME).read_bytes()
-    argv = ("calibrate", mine, *TARGET, "--device", "cpu", "--coverage", 0.8)
+    argv = ("calibrate", mine, "experiment/demo", *DATA, "--device", "cpu", "--coverage", 0.8)
     assert run(*argv) == 4
     shown = capsys.readouterr().err
-    assert "was not trained on" in shown
+    assert "has not seen" in shown
     assert "--other-people" in shown
     assert (mine / NAME).read_bytes() == before
     assert run(*argv, "--other-people") == 0
@@ -106,6 +128,8 @@ def test_a_model_is_calibrated_on_cases_that_it_never_saw(
     assert known is not None
     assert (known.method, known.n) == ("held-out", 4)
     assert capsys.readouterr().out == f"{mine / NAME}\n"
+    assert run(*argv, "protocol.threshold=0.4") == 2
+    assert "protocol.threshold=0.4 would have no effect" in capsys.readouterr().err
 
 
 def test_an_interrupted_cross_fit_goes_on(
@@ -114,18 +138,38 @@ def test_an_interrupted_cross_fit_goes_on(
     out, options = tmp_path / "parts", ("--calibrate", 2, "--coverage", 0.75)
     real, trained = crossfit.finetune_target, []
 
-    def second_fold_is_interrupted(plan, *args, **more):
+    def first_fold_is_interrupted(plan, *args, **more):
         trained.append(more["out"].name)
         if len(trained) == 2:
             raise KeyboardInterrupt
         return real(plan, *args, **more)
 
-    monkeypatch.setattr(crossfit, "finetune_target", second_fold_is_interrupted)
+    monkeypatch.setattr(crossfit, "finetune_target", first_fold_is_interrupted)
     assert finetune(out, *options) == 130
     assert not (out / NAME).exists()
+    assert load_model(out).calibration is None, "the model is there already"
     assert finetune(out, *options) == 0
-    assert trained == ["fold_1_of_2", "fold_2_of_2", "fold_2_of_2", "parts"]
+    assert trained == ["parts", "fold_1_of_2", "fold_1_of_2", "fold_2_of_2"]
     assert (out / NAME).read_bytes() == (model / NAME).read_bytes()
+
+
+def test_people_of_source_and_more_scans_count_as_seen(
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By early stopping, by the source's source, and by scans beside the target's."""
+    source = shutil.copytree(model, tmp_path / "source")
+    description = json.loads((source / "model.json").read_text())
+    whose = description["spec"]["training"]["subjects"]
+    description["spec"]["training"] |= {"subjects": ["x"], "seen_subjects": ["x", whose[0]]}
+    (source / "model.json").write_text(json.dumps(description))
+    out, more = tmp_path / "out", ("--method", "pr", "--source", source)
+    few = ("--calibrate", 2, "--coverage", 0.75)
+    assert run("finetune", *TARGET, "--out", out, *more, *few) == 4
+    assert whose[0] in capsys.readouterr().err
+    assert not (out / "model.json").exists(), "refused before any training"
+    assert run("finetune", *TARGET, "--out", out, *more, *few, "--other-people") == 0
+    seen = load_model(out).spec.training["seen_subjects"]
+    assert set(seen) == {"x", *whose}
 
 
 @pytest.mark.parametrize(
@@ -136,6 +180,8 @@ def test_an_interrupted_cross_fit_goes_on(
         (("--calibrate", 2, "--coverage", 1), 2, "between 0 and 1"),
         (("--calibrate", 2, "--coverage", 90), 2, "between 0 and 1"),
         (("--calibrate", -1), 2, "--calibrate"),
+        (("--coverage", 0.8), 2, "--calibrate is not given"),
+        (("--other-people",), 2, "--calibrate is not given"),
     ],
 )
 def test_what_cannot_be_calibrated_costs_no_training(

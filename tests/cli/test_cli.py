@@ -132,6 +132,8 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
         ["report", "--nonsense"],
         ["experiment", "no-such-config", "out"],
         ["fit-prior", "kernels", "--out", "prior", "--kind", "magic"],
+        ["fit-prior", "kernels", "--out", "prior", "--extend", "old", "--kind", "boovae"],
+        ["fit-prior", "kernels", "--out", "prior", "--extend", "old", "--set", "latent=3"],
         ["harvest", "model", "--out", "k", "--prune", "2"],
         ["evaluate", ".", ".", "--out", "x.tsv", "--labels", "one"],
     ],

@@ -10,7 +10,7 @@ from medseg.config.build import load_plan
 from medseg.errors import ModelError
 from medseg.experiment.plan import ExperimentPlan
 from medseg.experiment.run import run_experiment
-from medseg.experiment.single import finetune_target, load_source_model
+from medseg.experiment.single import finetune_target, load_source_model, seen_beside
 from medseg.inference.model import load_model
 from medseg.inference.predict import predict_case
 from medseg.inference.settings import PredictSettings
@@ -111,6 +111,20 @@ def test_the_record_names_the_scans_and_no_prior_is_fitted_that_nobody_asks_for(
 def test_a_pretext_model_is_a_source(finished: Path) -> None:
     source = load_source_model(finished / "sources" / "masked" / "member_0")
     assert source.regions.names == ("restored_flair", "restored_t1c")
+
+
+def test_everyone_that_a_training_looked_at_has_been_seen(
+    finished: Path, plan: ExperimentPlan
+) -> None:
+    # Of a bootstrap those left out, too, who served for early stopping; and scans beside.
+    source = load_source_model(finished / "sources" / "masked" / "member_0")
+    everyone = {who for one in plan.sources["masked"] for who in one.source.subjects}
+    assert source.subjects == everyone
+    name = next(iter(plan.scans))
+    beside = {who for one in plan.scans[name] for who in one.source.subjects}
+    assert beside
+    assert seen_beside(plan, name, source) == everyone | beside
+    assert seen_beside(plan, "", None) == set()
 
 
 def test_a_pretext_model_predicts_nothing(finished: Path, plan: ExperimentPlan) -> None:

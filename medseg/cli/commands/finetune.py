@@ -83,13 +83,21 @@ def finetune(
         ),
     ] = 0,
     coverage: Annotated[
-        float, typer.Option(help="What the calibration promises: 0.9 takes 9 subjects.")
-    ] = 0.9,
+        float | None,
+        typer.Option(help="What the calibration promises, 0.9 if not given; that takes 9 people."),
+    ] = None,
+    other_people: Annotated[
+        bool,
+        typer.Option(
+            "--other-people",
+            help="For --calibrate: subjects of the source or of --scans that share their names "
+            "with the target's are others.",
+        ),
+    ] = False,
 ) -> None:
     """Fine-tune on every case of the target and save the model."""
     from functools import partial
 
-    from medseg.calibration.conformal import check_coverage
     from medseg.calibration.settings import CalibrationSettings
     from medseg.cli.session import begin, log
     from medseg.config.build import load_arm
@@ -99,7 +107,7 @@ def finetune(
     from medseg.experiment.single import finetune_target, source_from
     from medseg.inference.model import load_model
 
-    check_coverage(coverage)
+    _check_calibration(calibrate, coverage, other_people)
     several = ["members=5"] if method == "auto" else []
     arm = load_arm(method, [*several, *(options or ())], objective=objective, scans=scans)
     chosen = arm.method
@@ -113,8 +121,12 @@ def finetune(
     loaded = source_from(*models, prior=prior, kernels=kernels) if models else None
     train = finetune_target
     if calibrate:
-        asked = CalibrationSettings(coverage=coverage)
-        train = partial(finetune_calibrated, folds=calibrate, settings=asked)
+        asked = (
+            CalibrationSettings() if coverage is None else CalibrationSettings(coverage=coverage)
+        )
+        train = partial(
+            finetune_calibrated, folds=calibrate, settings=asked, other_people=other_people
+        )
     train(
         plan,
         chosen,
@@ -125,6 +137,21 @@ def finetune(
         scans=scans,
     )
     typer.echo(str(out))
+
+
+def _check_calibration(folds: int, coverage: float | None, other_people: bool) -> None:
+    from medseg.calibration.conformal import check_coverage
+    from medseg.errors import ConfigError
+
+    if coverage is not None:
+        check_coverage(coverage)
+    given = {"--coverage": coverage is not None, "--other-people": other_people}
+    ignored = [name for name, is_given in given.items() if is_given]
+    if ignored and not folds:
+        raise ConfigError(
+            f"{' and '.join(ignored)} belong to a calibration, but --calibrate is not given.",
+            hint="Add --calibrate 5, or leave them out.",
+        )
 
 
 def _check_needs(

@@ -21,7 +21,9 @@ def harvest(
 
     settings = validate(HarvestSettings, {"prune_quantile": prune}, where="harvest")
     begin()
-    networks = [to_deterministic(load_model(folder).network) for folder in models]
+    # A calibration tells of predictions, which are not made here.
+    loaded = [load_model(folder, ignore_calibration=True) for folder in models]
+    networks = [to_deterministic(model.network) for model in loaded]
     kernels = collect(networks, settings=settings)
     kernels.save(out)
     typer.echo(f"{len(kernels)} kernels of {len(models)} networks: {out}")
@@ -31,12 +33,15 @@ def fit_prior(
     kernels: Annotated[Path, typer.Argument(help="Folder of a kernel set.")],
     out: Annotated[Path, typer.Option(help="Folder of the prior.")],
     kind: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="diagonal, gaussian, ppca, gmm, flow, vae, boovae, rbm, dbn, dbm, dae, gan or som."
+            help="diagonal, gaussian, ppca, gmm, flow, vae (if not given), boovae, rbm, dbn, dbm, "
+            "dae, gan or som."
         ),
-    ] = "vae",
-    grouping: Annotated[str, typer.Option(help="layer, group or conditioned.")] = "layer",
+    ] = None,
+    grouping: Annotated[
+        str | None, typer.Option(help="layer (if not given), group or conditioned.")
+    ] = None,
     extend: Annotated[
         Path | None,
         typer.Option(help="A prior of kind boovae that takes these kernels besides its own."),
@@ -54,9 +59,11 @@ def fit_prior(
     from medseg.priors.kernel_set import KernelSet
 
     if extend is not None:
+        asked = {"--kind": kind, "--grouping": grouping, "--set": options}
+        _refuse_settings([name for name, value in asked.items() if value])
         _extend(kernels, extend, out, seed=seed)
         return
-    values = {"kind": kind, "grouping": grouping}
+    values = {"kind": kind or "vae", "grouping": grouping or "layer"}
     apply_overrides(values, options or ())
     settings = validate(FitPriorSettings, values, where="fit-prior")
     begin()
@@ -71,6 +78,17 @@ def fit_prior(
             typer.echo(
                 f"{row['kind']}\t{row['grouping']}\t{nats}\t{row['n_kernels']}\t{row['held_out']}"
             )
+
+
+def _refuse_settings(given: list[str]) -> None:
+    from medseg.errors import ConfigError
+
+    if given:
+        raise ConfigError(
+            f"--extend keeps kind, grouping and settings of the prior that it extends, so "
+            f"{' and '.join(given)} would have no effect.",
+            hint=f"Leave {' and '.join(given)} out, or fit a new prior without --extend.",
+        )
 
 
 def _extend(kernels: Path, prior: Path, out: Path, *, seed: int) -> None:

@@ -1,0 +1,162 @@
+"""Temperatures of a model from labelled cases that it was not trained on."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from medseg.calibration import temperature
+from medseg.calibration.settings import CalibrationSettings
+from medseg.calibration.temperature import Stratum
+from medseg.data.regions import Definition, encode
+from medseg.errors import DataError, ScanError
+from medseg.inference.focused import to_logits
+from medseg.inference.model import Model
+from medseg.inference.plan import predict_image
+from medseg.inference.predict import prepare_for
+from medseg.inference.predictor import to_probabilities
+from medseg.inference.settings import PredictSettings
+from medseg.preprocess.prepare import PreparedCase
+from medseg.scan import Case
+from medseg.seeding import torch_generator
+
+log = logging.getLogger(__name__)
+
+#: Temperature at which logits are read off probabilities. At 1 a float32 sigmoid is exactly 1 from
+#: a logit of 17 on, and what a bold network says would be cut there; here it is not below 300. All
+#: of an image is uncertain then, so that samples of a focused posterior are full ones here.
+HOT = temperature.MOST
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOut:
+    """A labelled case, and a model that was not trained on its subject.
+
+    Parameters
+    ----------
+    identifier, subject : str
+    model : Model
+    load : callable
+        Reads the case.
+    definition : mapping of str to sequence of int
+        Labels behind each region in this case.
+    """
+
+    identifier: str
+    subject: str
+    model: Model
+    load: Callable[[], Case]
+    definition: Definition
+
+
+def prepared_for(one: HeldOut, case: Case) -> PreparedCase:
+    """Return a labelled case as its model wants it."""
+    if case.label is None:
+        raise ScanError(
+            f"A calibration compares with references, but case {one.identifier!r} has none.",
+            hint="Add its mask, or leave the case out.",
+        )
+    return prepare_for(one.model, case)
+
+
+def strata_of(
+    one: HeldOut, predict: PredictSettings, settings: CalibrationSettings, number: int
+) -> list[Stratum]:
+    """Return logits inside the brain: of voxels where something is at stake, and of the others."""
+    spec = one.model.spec
+    hot = replace(one.model, temperatures=(HOT,) * len(spec.regions.names))
+    prepared = prepared_for(one, one.load())
+    label = prepared.label if prepared.label is not None else prepared.brain.int()
+    target, _ = encode(label, names=spec.regions.names, definition=one.definition)
+    truth = target[:, prepared.brain] > 0.5
+    kept = []
+    for sample in predict_image(
+        hot, prepared.image, settings=predict, source_shape=prepared.source_grid.shape
+    ):
+        chances = sample.chunk(2)[0] if spec.has_share else sample
+        kept.append(chances[:, prepared.brain])
+    logits = to_logits(torch.stack(kept), spec.regions.mode).mul_(HOT)
+    mean = to_probabilities(logits, mode=spec.regions.mode).mean(dim=0)[-len(truth) :]
+    doubtful = ((mean - 0.5).abs() < settings.doubtful) | ((mean > 0.5) != truth)
+    at_stake = doubtful.any(dim=0)
+    generator = torch_generator(0, "calibration voxels", number)
+    strata = []
+    for places in (at_stake.nonzero()[:, 0], (~at_stake).nonzero()[:, 0]):
+        if len(places):
+            order = torch.randperm(len(places), generator=generator)[: settings.voxels]
+            drawn = places[order]
+            part = logits[:, :, drawn].numpy()
+            strata.append(Stratum(part, truth[:, drawn].numpy(), len(places)))
+    log.info("calibration: %s is predicted for the temperature", one.identifier)
+    return strata
+
+
+def fit_temperatures(strata: Sequence[Stratum], model: Model) -> list[dict[str, float]]:
+    """Return the temperature of each region and what it mends; classes share one.
+
+    Raises
+    ------
+    DataError
+        A region that no reference has.
+    """
+    names, mode = model.spec.regions.names, model.spec.regions.mode
+    for index, name in enumerate(names):
+        if not any(stratum.truth[index].any() for stratum in strata):
+            raise DataError(
+                f"A calibration needs a case with region {name!r}, but no reference has a voxel of "
+                "it.",
+                hint="Add cases with lesions.",
+            )
+    fits = []
+    for part in _parts(strata, model):
+        fitted = temperature.fit_temperature(part, mode=mode)
+        if not 1.01 * temperature.LEAST < fitted < 0.99 * temperature.MOST:
+            log.warning("temperature %.3g lies at an end of what is searched", fitted)
+        fits.append(
+            {
+                "temperature": fitted,
+                "nll_before_nats": temperature.nll_nats(part, 1.0, mode=mode),
+                "nll_after_nats": temperature.nll_nats(part, fitted, mode=mode),
+                "ece_before": temperature.expected_error(part, 1.0, mode=mode),
+                "ece_after": temperature.expected_error(part, fitted, mode=mode),
+            }
+        )
+    return fits if mode == "regions" else fits * len(names)
+
+
+def temperatures_left_out(
+    strata: Mapping[str, Sequence[Stratum]], model: Model
+) -> dict[str, tuple[float, ...]]:
+    """Return the temperatures of each region that a subject's case is judged with.
+
+    They are fitted to all other subjects: a subject's own masks must not mend the probabilities
+    that these masks are then compared with, as those of the next case cannot. 1 where no other
+    subject has the region.
+
+    Parameters
+    ----------
+    strata : mapping of subject to Stratum
+    model : Model
+    """
+    names, mode = model.spec.regions.names, model.spec.regions.mode
+    found: dict[str, tuple[float, ...]] = {}
+    for subject in strata:
+        others = [one for whose, own in strata.items() if whose != subject for one in own]
+        fitted = tuple(
+            temperature.fit_temperature(part, mode=mode)
+            if any(one.truth.any() for one in part)
+            else 1.0
+            for part in _parts(others, model)
+        )
+        found[subject] = fitted if mode == "regions" else fitted * len(names)
+    return found
+
+
+def _parts(strata: Sequence[Stratum], model: Model) -> list[list[Stratum]]:
+    """Return what each temperature is fitted to: a region's own channel, or all classes."""
+    if model.spec.regions.mode == "classes":
+        return [list(strata)]
+    return [[one.of_region(i) for one in strata] for i in range(len(model.spec.regions.names))]
