@@ -85,6 +85,11 @@ class TrainingCase:
                     f"{tuple(found)}."
                 )
 
+    @property
+    def regions(self) -> Tensor:
+        """Target of each region, (r, *s): all channels but the background."""
+        return self.target[int(self.has_background) :]
+
 
 #: From case, patch of image (c, *p), target (n, *p) and brain (*p), and a generator to image and
 #: target with something painted in.

@@ -55,7 +55,7 @@ def fit_thresholds(cases: Sequence[TrainingCase], *, outer: int, inner: int) -> 
     cases : sequence of TrainingCase
         The channels begin with FLAIR and end with T1c.
     outer, inner : int
-        Channels of the target that are the outer and the inner region.
+        Numbers of the outer and the inner region.
     """
     flair = np.concatenate([case.image[0][case.brain].numpy() for case in cases])
     contrast = np.concatenate([case.image[-1][case.brain].numpy() for case in cases])
@@ -76,7 +76,7 @@ def _mean_dice(
     cases: Sequence[TrainingCase], cuts: Thresholds, *, channel: int, which: int
 ) -> float:
     scores = [
-        dice(threshold_masks(case, cuts)[which], case.target[channel].numpy() > 0.5)
+        dice(threshold_masks(case, cuts)[which], case.regions[channel].numpy() > 0.5)
         for case in cases
     ]
     return float(np.mean(scores))

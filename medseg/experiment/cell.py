@@ -106,7 +106,7 @@ class CellWriter:
         spacing_mm = self._spacing_mm()
         voxel_ml = float(np.prod(spacing_mm)) / 1000.0
         for index, region in enumerate(self._plan.protocol.regions.names):
-            truth = case.target[index].numpy() > 0.5
+            truth = case.regions[index].numpy() > 0.5
             chance = None if probability is None else probability[index].numpy()
             scores = evaluate_masks(
                 masks[index].numpy(),
@@ -154,7 +154,7 @@ class CellWriter:
         regions = self._plan.protocol.regions.names
         tensors = {
             "image": case.image,
-            "truth": case.target.to(torch.uint8),
+            "truth": case.regions.to(torch.uint8),
             "probability": prediction.statistics.probability.float(),
             "uncertainty": prediction.statistics.entropy_nats.float(),
         }
@@ -212,7 +212,7 @@ def run_threshold(cell: Cell, data: CellData, writer: CellWriter, plan: Experime
     inner = names.index("core") if "core" in names else 0
     cuts = fit_thresholds(data.train, outer=outer, inner=inner)
     for case in data.test:
-        masks = torch.zeros(case.target.shape, dtype=torch.bool)
+        masks = torch.zeros(case.regions.shape, dtype=torch.bool)
         found_outer, found_inner = threshold_masks(case, cuts)
         masks[outer] = torch.from_numpy(found_outer)
         masks[inner] = torch.from_numpy(found_inner)

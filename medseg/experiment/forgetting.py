@@ -116,8 +116,7 @@ class Forgetting:
         image = hide(case.image[None], hidden)[0]
         found = predict_prepared(network, image, head=head, settings=settings, inside=case.brain)
         masks: Tensor = found.mask
-        truth = case.target[1:] if case.has_background else case.target
-        rows = {name: truth[index] for index, name in enumerate(protocol.regions.names)}
+        rows = {name: case.regions[index] for index, name in enumerate(protocol.regions.names)}
         return {
             name: dice(masks[found.names.index(name)].numpy(), torch.gt(rows[name], 0.5).numpy())
             for name in regions

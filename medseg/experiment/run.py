@@ -217,8 +217,7 @@ def _one(
 
 def _require_lesion(cases: Sequence[TrainingCase]) -> None:
     """Raise when no training case has a voxel of any region."""
-    targets = [case.target[1:] if case.has_background else case.target for case in cases]
-    if not any(bool((target > 0.5).any()) for target in targets):
+    if not any(bool((case.regions > 0.5).any()) for case in cases):
         raise DataError(
             f"Training needs a lesion, but no mask of the subjects "
             f"{sorted({case.subject for case in cases})} has a voxel of any region.",

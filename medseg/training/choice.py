@@ -4,20 +4,15 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 
-import torch
-from torch import nn
-
-from medseg.data.regions import decode
 from medseg.data.training_set import TrainingCase
-from medseg.inference.posterior import Head, predict_prepared
-from medseg.inference.settings import PredictSettings
-from medseg.metrics.overlap import dice
+from medseg.inference.posterior import Head
 from medseg.seeding import numpy_generator
 from medseg.training.checkpoint import Checkpoints
 from medseg.training.learn import learn
 from medseg.training.method import MethodSettings, Source, TrainingPlan
 from medseg.training.objectives import MoreScans, ObjectiveSettings
 from medseg.training.transfer import after_training
+from medseg.training.validation import mean_dice_of
 from medseg.variational.convert import to_deterministic
 
 log = logging.getLogger(__name__)
@@ -54,7 +49,7 @@ def chosen_method(
     -------
     MethodSettings
     list of dict
-        DSC of each share on each case left out: fold, case, share, region, dsc.
+        Mean DSC of each share over the regions of each case left out: fold, case, share, dsc.
     """
     if method.method != "auto":
         return method, []
@@ -64,6 +59,7 @@ def chosen_method(
         return method.resolved(0.5), []
     order = numpy_generator(plan.seed, "folds of auto").permutation(len(subjects))
     folds = min(method.folds, len(subjects))
+    head = Head(plan.regions, plan.architecture.dims, 1.0)
     rows: list[Row] = []
     for fold in range(folds):
         out = {subjects[index] for index in order[fold::folds]}
@@ -81,10 +77,8 @@ def chosen_method(
         for share in SHARES:
             moved = after_training(trained, plan, method.resolved(share), source=source)
             for case in (case for case in cases if case.subject in out):
-                rows += [
-                    {"fold": fold, "case": case.identifier, "share": share, **scored}
-                    for scored in _scores(moved, case, plan)
-                ]
+                dsc = mean_dice_of([case], head=head, samples=1)(to_deterministic(moved))
+                rows.append({"fold": fold, "case": case.identifier, "share": share, "dsc": dsc})
     if checkpoints is not None:
         for fold in range(folds):
             _of_fold(checkpoints, fold).clear()
@@ -92,24 +86,6 @@ def chosen_method(
     best = max(SHARES, key=lambda share: (means[share], share))
     log.info("share of the way back to the source: %s (mean DSC %s)", best, means)
     return method.resolved(best), rows
-
-
-def _scores(network: nn.Module, case: TrainingCase, plan: TrainingPlan) -> list[Row]:
-    """Return the DSC of each region that the case knows, by the mean weights."""
-    head = Head(plan.regions, plan.architecture.dims, 1.0)
-    settings = PredictSettings(samples=1)
-    with torch.no_grad():
-        found = predict_prepared(
-            to_deterministic(network), case.image, head=head, settings=settings
-        )
-    first = int(case.has_background)
-    truth = decode(case.target, settings=plan.regions, threshold=0.5)
-    inside = case.brain.numpy()
-    return [
-        {"region": name, "dsc": dice(found.mask[at].numpy() & inside, truth[name].numpy() & inside)}
-        for at, name in enumerate(plan.regions.names)
-        if bool(case.known[at + first])
-    ]
 
 
 def _mean(rows: Sequence[Row], share: float) -> float:

@@ -47,7 +47,7 @@ def mean_dice_of(
             mask = predict_prepared(network, case.image, head=head, settings=settings).mask
             first = int(case.has_background)
             for channel in torch.nonzero(case.known[first:]).flatten().tolist():
-                truth = case.target[first + channel].numpy() > 0.5
+                truth = case.regions[channel].numpy() > 0.5
                 values.append(dice((mask[channel] & case.brain).numpy(), truth))
         return sum(values) / len(values)
 
