@@ -93,7 +93,7 @@ def test_a_model_names_who_it_rehearsed(plan: ExperimentPlan, tmp_path: Path) ->
     (scans,) = plan.scans["more"]
     assert set(model.spec.training["seen_subjects"]) >= set(scans.source.subjects)
     for cohort in (scans, plan.target):
-        with pytest.raises(DataError, match="was not trained on"):
+        with pytest.raises(DataError, match="has not seen"):
             held_out_cases(model, cohort)
     others = PhantomSettings(disease="tumour", n_subjects=4, spacing_mm=8.0, seed=5)
     assert len(held_out_cases(model, replace(scans, source=PhantomSource(others)))) == 4
