@@ -148,6 +148,16 @@ def test_members_of_a_source_agree(source: Path, change: dict, words: str) -> No
         source_from(given, Model(new_network(spec.architecture, seed=0), spec))
 
 
+def test_a_source_of_other_channels_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    swapped = save_source(tmp_path / "source", channels=("t1c", "flair"))
+    argv = ("finetune", "experiment/demo", "--method", "pr", "--source", swapped)
+    assert run(*argv, "--out", tmp_path / "out") == 2
+    assert "t1c, flair and protocol.channels is flair, t1c" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_folder_of_lesions_keeps_the_head_of_its_region(tmp_path: Path, source: Path) -> None:
     write_case(tmp_path / "ms" / "p1", mask="lesion", labels=1)
     argv = ("finetune", tmp_path / "ms", "--source", source, "--method", "pr")

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from medseg.experiment.plan import ExperimentPlan
+    from medseg.inference.model import ModelSpec
     from medseg.training.method import MethodSettings
 
 
@@ -116,6 +118,7 @@ def finetune(
     spec = models[0].spec if models else None
     command = f"medseg finetune {data}"
     plan = plan_for(data, overrides or (), kind=kind, source=spec, command=command)
+    _check_channels(plan, spec)
     begin(out)
     log.info("%s: %d cases (%s)", plan.title, len(plan.target.source), plan.target.source.name)
     loaded = source_from(*models, prior=prior, kernels=kernels) if models else None
@@ -151,6 +154,18 @@ def _check_calibration(folds: int, coverage: float | None, other_people: bool) -
         raise ConfigError(
             f"{' and '.join(ignored)} belong to a calibration, but --calibrate is not given.",
             hint="Add --calibrate 5, or leave them out.",
+        )
+
+
+def _check_channels(plan: "ExperimentPlan", source: "ModelSpec | None") -> None:
+    from medseg.errors import ConfigError
+
+    wanted = plan.protocol.channels
+    if source is not None and source.channels != wanted:
+        raise ConfigError(
+            f"A source has the channels of the target, in their order, but it has "
+            f"{', '.join(source.channels)} and protocol.channels is {', '.join(wanted)}.",
+            hint=f"Set protocol.channels=[{','.join(source.channels)}], or take another source.",
         )
 
 
