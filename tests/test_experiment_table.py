@@ -1,0 +1,44 @@
+"""README's tables say what the tables of a run say."""
+
+from pathlib import Path
+
+from medseg.io.atomic import write_json, write_table
+from tools import experiment_table
+
+ARM = {"method": "auto_x5", "source": "generated", "n": 5, "region": "core"}
+SCORES = {"mean_dsc": 0.71234, "low_dsc": 0.65, "high_dsc": 0.77, "mean_nll_nats": 0.0612}
+PAIR = {
+    "against": "pr_x5",
+    "against_source": "generated",
+    "difference_dsc": 0.02,
+    "low": 0.01,
+    "high": 0.03,
+    "p_holm": 0.04,
+    "difference_nll_nats": -0.02,
+    "low_nll_nats": -0.03,
+    "high_nll_nats": -0.01,
+    "n_subjects": 40,
+    "n_pairs": 360,
+}
+GAIN = {"gain_expected_dsc": 0.031, "low_gain_expected_dsc": 0.02, "high_gain_expected_dsc": 0.04}
+
+
+def test_tables_hold_the_numbers_of_the_run(tmp_path: Path, capsys) -> None:
+    write_json(tmp_path / "run.json", {"config": {}})
+    threshold = {**ARM, "method": "threshold", "source": "none"}
+    unknown = dict.fromkeys([*SCORES, "mean_ece"], "n/a")
+    write_table(
+        tmp_path / "summary.tsv",
+        [{**ARM, **SCORES, "mean_ece": 0.02}, {**threshold, **unknown, "mean_dsc": 0.4}],
+    )
+    write_table(tmp_path / "decisions.tsv", [{**ARM, **GAIN}])
+    write_table(
+        tmp_path / "paired.tsv", [{**ARM, **PAIR}, {**ARM, **PAIR, "method": "pr", "p_holm": 1}]
+    )
+    assert experiment_table.main([str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" | ")[0] for line in lines[2:4]] == ["| Threshold", "| Auto (×5)"]
+    assert "0.400 [, ]" in lines[2]
+    assert "0.712 [0.650, 0.770] | 0.0612 | 0.0200 | +0.031 [+0.020, +0.040]" in lines[3]
+    (pair,) = [line for line in lines if "PR (×5)" in line]
+    assert "+0.020 [+0.010, +0.030] | 0.040 | -0.020 [-0.030, -0.010] | 40 | 360" in pair

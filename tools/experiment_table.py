@@ -1,0 +1,116 @@
+"""README's tables of a finished experiment, from its own tables alone.
+
+One table has a row per arm: DSC with its interval over subjects, NLL, ECE and what uncertainty is
+worth. The other holds one arm against all others, pair by pair.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from medseg.io.atomic import read_table
+from medseg.report.arms import look_of
+
+Row = dict[str, str]
+_ARM = ("method", "source", "n", "region")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--arm", default="auto_x5", help="the method held against the others")
+    parser.add_argument("--source", default="", help="its source; the first found if not given")
+    arguments = parser.parse_args(argv)
+    print(table(arguments.run))
+    print(against(arguments.run, arguments.arm, arguments.source))
+    return 0
+
+
+def table(run: Path) -> str:
+    """Return a Markdown table with a row per arm and number of training subjects."""
+    regions = _regions(run)
+    scores = {_key(row): row for row in read_table(run / "summary.tsv")}
+    gains = {_key(row): row for row in read_table(run / "decisions.tsv")}
+    head = ["arm", "source", "N"]
+    for region in regions:
+        head += [f"{region}: DSC [95 %]", "NLL", "ECE"]
+    lines = [
+        *head,
+        f"{regions[0]}: gain of referring 20 %",
+    ]
+    out = [_line(lines), _line(["---"] * len(lines))]
+    arms = dict.fromkeys(key[:3] for key in scores)
+    for method, source, n in sorted(arms, key=lambda a: (int(a[2]), look_of(a[0]).rank, a)):
+        cells = [look_of(method).short, source, n]
+        for region in regions:
+            row = scores[method, source, n, region]
+            cells += [
+                f"{_short(row['mean_dsc'])} [{_short(row['low_dsc'])}, {_short(row['high_dsc'])}]",
+                _short(row["mean_nll_nats"], 4),
+                _short(row["mean_ece"], 4),
+            ]
+        gain = gains.get((method, source, n, regions[0]), {})
+        cells.append(_interval(gain, "gain_expected_dsc", "gain_expected_dsc"))
+        out.append(_line(cells))
+    return "\n".join(out) + "\n"
+
+
+def against(run: Path, method: str, source: str) -> str:
+    """Return a Markdown table of one arm's differences to every other."""
+    rows = [
+        row
+        for row in read_table(run / "paired.tsv")
+        if row["method"] == method and source in ("", row["source"])
+    ]
+    head = ["N", "region", "against", "difference in DSC", "p (Holm)", "in NLL", "people", "pairs"]
+    out = [_line(head), _line(["---"] * len(head))]
+    for row in sorted(rows, key=lambda r: (int(r["n"]), r["region"], -float(r["difference_dsc"]))):
+        out.append(
+            _line(
+                [
+                    row["n"],
+                    row["region"],
+                    f"{look_of(row['against']).short}, {row['against_source']}",
+                    _interval(row, "difference_dsc", ""),
+                    _short(row["p_holm"]),
+                    _interval(row, "difference_nll_nats", "nll_nats"),
+                    row["n_subjects"],
+                    row["n_pairs"],
+                ]
+            )
+        )
+    return "\n".join(out) + "\n"
+
+
+def _regions(run: Path) -> list[str]:
+    config = json.loads((run / "run.json").read_text(encoding="utf-8"))["config"]
+    named = config.get("protocol", {}).get("regions", {}).get("names")
+    found = dict.fromkeys(row["region"] for row in read_table(run / "summary.tsv"))
+    return [name for name in named or found if name in found]
+
+
+def _key(row: Row) -> tuple[str, ...]:
+    return tuple(row[name] for name in _ARM)
+
+
+def _interval(row: Row, name: str, bounds: str) -> str:
+    if row.get(name, "n/a") == "n/a":
+        return ""
+    low, high = (f"{end}_{bounds}" if bounds else end for end in ("low", "high"))
+    return f"{float(row[name]):+.3f} [{float(row[low]):+.3f}, {float(row[high]):+.3f}]"
+
+
+def _short(value: str, digits: int = 3) -> str:
+    return "" if value == "n/a" else f"{float(value):.{digits}f}"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
