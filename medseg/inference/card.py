@@ -18,9 +18,12 @@ def model_card(spec: dict[str, Any], *, n_weights: int) -> str:
     """
     regions, preprocess = spec["regions"], spec["preprocess"]
     architecture = spec["architecture"]
-    kind = "variational" if spec["variational"] else "deterministic"
-    kind = "dropout" if architecture.get("dropout") else kind
-    kind = "SWAG" if spec.get("swag_rank") else kind
+    random = {
+        "variational": spec["variational"],
+        "SWAG": spec.get("swag_rank"),
+        "dropout": architecture.get("dropout"),
+    }
+    kind = " ".join(name for name, is_there in random.items() if is_there) or "deterministic"
     several = f"{spec['members']} members, each a " if spec.get("members", 1) > 1 else ""
     missing = "may be absent, one or several" if spec["allow_missing"] else "are all needed"
     lines = [
