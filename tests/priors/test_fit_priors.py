@@ -194,9 +194,9 @@ def test_dead_layer_is_refused(kernels: KernelSet) -> None:
     [
         (
             {"kind": "gaussian", "grouping": "conditioned"},
-            "of the kinds flow, vae, gan, but .*'gau",
+            "of the kinds flow, vae, boovae, gan, but .*'gau",
         ),
-        ({"kind": "rbm", "grouping": "conditioned"}, "of the kinds flow, vae, gan, but .*'rbm'"),
+        ({"kind": "rbm", "grouping": "conditioned"}, "of the kinds flow, vae, boovae, gan, but .*'rbm'"),
         ({"kind": "pca"}, "kind must be one of diagonal, gaussian, ppca, .* but it is 'pca'"),
         ({"kind": "gaussian", "model": {"latent": 2}}, "'gaussian' has no model to set .'latent'"),
         ({"kind": "vae", "model": {"latnet": 2}}, "latnet"),
