@@ -196,7 +196,10 @@ def test_dead_layer_is_refused(kernels: KernelSet) -> None:
             {"kind": "gaussian", "grouping": "conditioned"},
             "of the kinds flow, vae, boovae, gan, but .*'gau",
         ),
-        ({"kind": "rbm", "grouping": "conditioned"}, "of the kinds flow, vae, boovae, gan, but .*'rbm'"),
+        (
+            {"kind": "rbm", "grouping": "conditioned"},
+            "of the kinds flow, vae, boovae, gan, but .*'rbm'",
+        ),
         ({"kind": "pca"}, "kind must be one of diagonal, gaussian, ppca, .* but it is 'pca'"),
         ({"kind": "gaussian", "model": {"latent": 2}}, "'gaussian' has no model to set .'latent'"),
         ({"kind": "vae", "model": {"latnet": 2}}, "latnet"),

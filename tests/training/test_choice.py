@@ -8,7 +8,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from medseg.training.choice import SHARES, chosen_method
+from medseg.training.choice import SHARES, best_share, chosen_method
 from medseg.training.method import MethodSettings
 from medseg.training.transfer import finetune
 from medseg.variational.convert import to_deterministic
@@ -33,16 +33,35 @@ def chosen(toy, source, cases):
     return chosen_method(cases, toy.plan(steps=2), AUTO, source=source)
 
 
-def test_it_is_the_share_that_was_best_on_subjects_left_out(chosen, cases):
+def test_every_share_is_tried_on_every_case_left_out(chosen, cases):
     method, rows = chosen
-    scores = {share: [r["dsc"] for r in rows if r["share"] == share] for share in SHARES}
-    means = {share: sum(found) / len(found) for share, found in scores.items()}
-    best = max(means.values())
     assert method.method == "gaussian"
-    assert method.share_back == max(share for share, mean in means.items() if mean == best)
+    assert method.share_back == best_share(rows)
     for share in SHARES:
         seen = [r["case"] for r in rows if r["share"] == share]
         assert sorted(seen) == sorted(case.identifier for case in cases)
+
+
+def table(**dsc):
+    """Return rows of shares 0, 0.5 and 1, a list of DSC each."""
+    names = {"none": 0.0, "half": 0.5, "whole": 1.0}
+    return [
+        {"case": f"c{number}", "share": names[name], "dsc": value}
+        for name, values in dsc.items()
+        for number, value in enumerate(values)
+    ]
+
+
+def test_the_way_back_must_gain_more_than_its_standard_error():
+    clear = table(none=[0.5, 0.6, 0.7], half=[0.6, 0.7, 0.8], whole=[0.7, 0.8, 0.91])
+    assert best_share(clear) == 1.0
+    # A gain of .1 with a standard error of .2 is chance.
+    unclear = table(none=[0.5, 0.6, 0.7], half=[0.5, 0.6, 0.7], whole=[1.0, 0.5, 0.6])
+    assert best_share(unclear) == 0.0
+    worse = table(none=[0.5, 0.6], half=[0.4, 0.5], whole=[0.3, 0.4])
+    assert best_share(worse) == 0.0
+    level = table(none=[0.5, 0.6], half=[0.5, 0.6], whole=[0.5, 0.6])
+    assert best_share(level) == 0.0
 
 
 def test_a_subject_is_left_out_with_all_its_scans(chosen, cases):

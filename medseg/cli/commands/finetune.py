@@ -23,8 +23,8 @@ def finetune(
     method: Annotated[
         str,
         typer.Option(
-            help="auto (five variational networks, as near to the source as cases left out in turn "
-            "ask for), ri, pr, prf, l2sp, wise, resampled, mc_dropout, swag, gaussian, dwp or "
+            help="auto (five variational networks with dropout, nearer to the source where cases left "
+            "out in turn ask for it), ri, pr, prf, l2sp, wise, resampled, mc_dropout, swag, gaussian, dwp or "
             "anchored."
         ),
     ] = "auto",
