@@ -23,9 +23,9 @@ def finetune(
     method: Annotated[
         str,
         typer.Option(
-            help="auto (five variational networks with dropout, nearer to the source where cases left "
-            "out in turn ask for it), ri, pr, prf, l2sp, wise, resampled, mc_dropout, swag, gaussian, dwp or "
-            "anchored."
+            help="auto (five variational networks with dropout, nearer to the source where cases "
+            "left out ask for it), ri, pr, prf, l2sp, wise, resampled, mc_dropout, swag, gaussian, "
+            "dwp or anchored."
         ),
     ] = "auto",
     source: Annotated[
