@@ -14,7 +14,7 @@ method          what it does
 ``gaussian``    variational, prior is a Gaussian around the source weights (Krishnan et al. 2020)
 ``dwp``         variational, filter prior learned from the source networks (Atanov et al. 2019)
 ``anchored``    variational, a filter stays by its source or follows the learned prior of ``dwp``
-``auto``        ``gaussian`` with dropout, then back to the source as cross-validation asks for
+``auto``        ``gaussian``, then back to the source where cross-validation clearly asks for it
 ==============  ====================================================================================
 """
 
@@ -71,7 +71,7 @@ class MethodSettings:
     #: Deviation of the noise on kernels drawn at random, as a share of the rms of their layer.
     noise: float = Field(default=0.0, ge=0)
     #: Share of the channels that is left out at random after each block, while training and at
-    #: prediction: a tenth in ``mc_dropout`` and ``auto`` where nothing is said, in others none.
+    #: prediction: a tenth in ``mc_dropout`` where nothing is said, in others none.
     dropout: float | None = Field(default=None, ge=0, lt=1)
     #: Deviations of ``swag`` from the running mean that are kept, taken over the last half of the
     #: steps.
@@ -140,7 +140,7 @@ class MethodSettings:
     def dropout_share(self) -> float:
         """Share of the channels that is left out at random."""
         if self.dropout is None:
-            return 0.1 if self.method in ("mc_dropout", "auto") else 0.0
+            return 0.1 if self.method == "mc_dropout" else 0.0
         return self.dropout
 
     @property
@@ -149,7 +149,7 @@ class MethodSettings:
         start = None if self.init == "source" else self.init
         noisy = "noise" if self.noise > 0 else None
         spread = None if self.prior_spread == "layer" else self.prior_spread
-        out = "dropout" if self.dropout and self.method not in ("mc_dropout", "auto") else None
+        out = "dropout" if self.dropout and self.method != "mc_dropout" else None
         back = None if self.method == "wise" or not self.share_back else "wise"
         several = f"x{self.members}" if self.members > 1 else None
         parts = (self.method, self.prior, start, noisy, spread, out, back, several)
@@ -164,7 +164,7 @@ class MethodSettings:
 
     def resolved(self, share: float) -> "MethodSettings":
         """Return what ``auto`` stands for when it goes a share of the way back to the source."""
-        return replace(self, method="gaussian", dropout=self.dropout_share, wise_share=share)
+        return replace(self, method="gaussian", wise_share=share)
 
     @property
     def trained_as(self) -> "MethodSettings":

@@ -91,9 +91,7 @@ def test_the_whole_way_back_is_the_source_and_none_is_the_posterior(toy, source,
         share: finetune(cases, toy.plan(steps=3), AUTO.resolved(share), source=source)[0]
         for share in (0.0, 0.5, 1.0)
     }
-    plain, _ = finetune(
-        cases, toy.plan(steps=3), MethodSettings(method="gaussian", dropout=0.1), source=source
-    )
+    plain, _ = finetune(cases, toy.plan(steps=3), MethodSettings(method="gaussian"), source=source)
     given = source.network.state_dict()
     tuned = to_deterministic(plain).state_dict()
     for share, network in found.items():

@@ -23,8 +23,8 @@ def finetune(
     method: Annotated[
         str,
         typer.Option(
-            help="auto (five variational networks with dropout, nearer to the source where cases "
-            "left out ask for it), ri, pr, prf, l2sp, wise, resampled, mc_dropout, swag, gaussian, "
+            help="auto (five variational networks, nearer to the source where cases left out ask "
+            "for it), ri, pr, prf, l2sp, wise, resampled, mc_dropout, swag, gaussian, "
             "dwp or anchored."
         ),
     ] = "auto",
