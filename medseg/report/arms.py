@@ -144,7 +144,7 @@ _KINDS = (
 _ENDINGS = (
     (r"_x(\d+)$", "×{}", "The mean of {} networks."),
     (r"_wise$", "part of the way back", "Its weights go part of the way back to the source."),
-    (r"_dropout$", "dropout", "Channels are left out at random, also when it predicts."),
+    (r"(?<!^mc)_dropout$", "dropout", "Channels are left out at random, also when it predicts."),
     (r"_weight$", "by weight", "Its deviations go by the size of each weight."),
     (r"_noise$", "noise", "Noise is added to the filters drawn at random."),
 )
