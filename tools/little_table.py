@@ -176,7 +176,7 @@ def student_agreement(out: Path, seed: int, *, quick: bool) -> Row:
     student, _ = distil(train, training, settings, teacher=teacher, checkpoints=None)
 
     def maps(network: nn.Module, samples: int, *, share: bool) -> tuple[Tensor, Tensor, float]:
-        head = Head(protocol.regions, has_share=share)
+        head = Head(protocol.regions, has_share=share, window=protocol.patch.size)
         chosen = PredictSettings(samples=samples, seed=samples, device="cpu", engine="eager")
         started = time.process_time()
         found = [predict_prepared(network, c.image, head=head, settings=chosen) for c in test]

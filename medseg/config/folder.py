@@ -195,7 +195,7 @@ def _protocol(definition: Definition, source: ModelSpec | None) -> dict[str, Any
     if source is None:
         return {"regions": regions}
     given = spec_to_json(source)
-    size = ProtocolSettings().patch.size[: source.architecture.dims]
+    size = source.patch or ProtocolSettings().patch.size[: source.architecture.dims]
     return {
         "channels": given["channels"],
         "regions": regions,

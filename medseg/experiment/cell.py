@@ -89,7 +89,7 @@ class CellWriter:
     """
 
     def __init__(self, cell: Cell, plan: ExperimentPlan, out: Path, *, keep_example: bool) -> None:
-        self._cell, self._plan, self._out = cell, plan, out
+        self.cell, self._plan, self._out = cell, plan, out
         self._rows: list[Row] = []
         self._bins: list[Row] = []
         self._keep_example = keep_example
@@ -116,11 +116,11 @@ class CellWriter:
                 inside=case.brain.numpy(),
             )
             row: Row = {
-                "method": self._cell.method,
-                "source": self._cell.source,
-                "n": self._cell.n,
-                "subset": self._cell.subset,
-                "seed": self._cell.seed,
+                "method": self.cell.method,
+                "source": self.cell.source,
+                "n": self.cell.n,
+                "subset": self.cell.subset,
+                "seed": self.cell.seed,
                 "case": case.identifier,
                 "subject": case.subject,
                 "region": region,
@@ -160,7 +160,7 @@ class CellWriter:
         }
         folder = self._out / "examples"
         folder.mkdir(parents=True, exist_ok=True)
-        with atomic_path(folder / f"{self._cell.identifier}.safetensors") as temporary:
+        with atomic_path(folder / f"{self.cell.identifier}.safetensors") as temporary:
             save_file({name: value.contiguous() for name, value in tensors.items()}, temporary)
         mine = [row for row in self._rows if row["case"] == case.identifier]
         voxel_mm3 = float(np.prod(self._spacing_mm()))
@@ -169,12 +169,12 @@ class CellWriter:
             found = prediction.volume(region, voxel_volume_mm3=voxel_mm3)
             volumes[region] = [found.low_ml, found.median_ml, found.high_ml]
         write_json(
-            folder / f"{self._cell.identifier}.json",
+            folder / f"{self.cell.identifier}.json",
             {
                 "case": case.identifier,
-                "method": self._cell.method,
-                "source": self._cell.source,
-                "n": self._cell.n,
+                "method": self.cell.method,
+                "source": self.cell.source,
+                "n": self.cell.n,
                 "regions": list(regions),
                 "modalities": list(self._plan.protocol.channels),
                 "spacing_mm": list(self._spacing_mm()),
@@ -189,7 +189,7 @@ class CellWriter:
     @property
     def folder(self) -> Path:
         """Where the cell's tables go."""
-        return self._out / "cells" / self._cell.identifier
+        return self._out / "cells" / self.cell.identifier
 
     def close(self) -> None:
         """Write the tables; from now on the cell counts as done."""
@@ -233,12 +233,14 @@ def run_network(
     """Predict and score the test cases.
 
     ``channels`` picks the target's regions from the head; the image is shown without ``hidden``.
+    Every subset, seed and case draws posterior samples of its own: with the same few draws in all
+    of them their luck would pass for a property of the method.
     """
-    settings = PredictSettings(
-        samples=plan.protocol.samples, seed=plan.protocol.seed, device=_device(network)
-    )
+    settings = PredictSettings(samples=plan.protocol.samples, device=_device(network))
     picked = list(channels)
     for case in data.test:
+        names = ("posterior", writer.cell.subset, writer.cell.seed, case.identifier)
+        settings = replace(settings, seed=derive_seed(plan.protocol.seed, *names))
         image = hide(case.image[None], hidden)[0]
         whole = predict_prepared(network, image, head=head, settings=settings, inside=case.brain)
         statistics = type(whole.statistics)(

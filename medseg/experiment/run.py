@@ -240,7 +240,7 @@ def _groups(cells: Sequence[_Entry]) -> list[list[_Entry]]:
 
 def _head(regions: RegionSettings, plan: ExperimentPlan) -> Head:
     dims = plan.architecture(len(plan.protocol.channels), regions.channels).dims
-    return Head(regions, dims, 1.0)
+    return Head(regions, dims, window=plan.protocol.patch.size)
 
 
 def _subsets(plan: ExperimentPlan, out: Path) -> tuple[Sequence[FewShotSubset], set[str]]:

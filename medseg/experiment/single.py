@@ -217,6 +217,7 @@ def _spec(
         swag_rank=method.swag_rank if method.method == "swag" else 0,
         members=method.members,
         has_share=arm.distils,
+        patch=protocol.patch.size,
         method=arm.label,
         training=record,
     )

@@ -269,7 +269,7 @@ def _train_member(
     )
     folder = out / "sources" / name / f"member_{member}"
     checkpoints = Checkpoints(folder=folder / "state", key=key)
-    head = Head(regions, architecture.dims, 1.0)
+    head = Head(regions, architecture.dims, window=protocol.patch.size)
     if pretext is not None:
         network, result = pretrain(chosen, training, pretext, checkpoints=checkpoints)
     else:
@@ -294,6 +294,7 @@ def _train_member(
         region_definition=definition,
         preprocess=protocol.preprocess,
         allow_missing=True,
+        patch=protocol.patch.size,
         method="source" if pretext is None else pretext.kind,
         training={
             "subjects": sorted(set(drawn)),

@@ -62,6 +62,8 @@ class ModelSpec:
     has_share : bool
         A distilled network: half of its outputs tell how far the networks agree that it learned
         from, see :class:`medseg.inference.posterior.Head`.
+    patch : tuple of int, optional
+        Voxels that the network saw at once while it was trained; windows are of this size.
     method : str
         How it was trained, for example "dwp".
     temperature : float
@@ -81,6 +83,7 @@ class ModelSpec:
     swag_rank: int = Field(default=0, ge=0)
     members: int = Field(default=1, ge=1)
     has_share: bool = False
+    patch: tuple[int, ...] | None = None
     method: str
     temperature: float = Field(default=1.0, gt=0)
     training: dict[str, Any] = Field(default_factory=dict)
@@ -102,6 +105,11 @@ class ModelSpec:
             raise ValueError("has_share is for deterministic networks of sigmoid regions")
         if self.has_share and self.members > 1:
             raise ValueError("has_share is for one network, not for several members")
+        if self.patch is not None and len(self.patch) != self.architecture.dims:
+            raise ValueError(
+                f"patch has a length for each of {self.architecture.dims} axes, but it is "
+                f"{list(self.patch)}"
+            )
         outputs = self.regions.channels * (2 if self.has_share else 1)
         if outputs != self.architecture.out_channels:
             raise ValueError(
@@ -155,7 +163,7 @@ class Model:
         else:
             # Shares of variance are no probabilities of a region.
             chosen = temperature + (1.0,) * (len(temperature) if spec.has_share else 0)
-        return Head(spec.regions, spec.architecture.dims, chosen, spec.has_share)
+        return Head(spec.regions, spec.architecture.dims, chosen, spec.has_share, spec.patch)
 
     def fingerprint(self) -> str:
         """Return a SHA-256 over description, weights and calibration."""

@@ -11,10 +11,9 @@ from medseg.inference.compute import engine_for, with_profile
 from medseg.inference.engines.engine import Engine
 from medseg.inference.memory import Job, fitted
 from medseg.inference.model import Model
-from medseg.inference.posterior import sample_probabilities
+from medseg.inference.posterior import laid_back, sample_probabilities, seen_box
 from medseg.inference.settings import PredictSettings
 from medseg.networks.precision import resolve_device
-from medseg.preprocess.lattice import bounding_box
 from medseg.shapes import Image
 
 
@@ -59,10 +58,10 @@ def plan_prediction(
     source_shape: tuple[int, int, int] | None = None,
 ) -> Plan:
     """Return engine and windows for a prepared image; see :func:`predict_image`."""
-    wanted = with_profile(settings or PredictSettings())
+    wanted = model.head.windowed(with_profile(settings or PredictSettings()))
     box: tuple[slice, ...] = tuple(slice(0, length) for length in image.shape[1:])
-    if wanted.profile != "best" and bool(image.any()):
-        box = tuple(map(slice, *bounding_box(image.ne(0).any(dim=0))))
+    if wanted.profile != "best":
+        box = seen_box(image)
     seen = image[(slice(None), *box)]
     device = resolve_device(wanted.device)
     model.network.to(device)
@@ -86,7 +85,8 @@ def predict_image(
     """Yield the probabilities (n, x, y, z) of a prepared image, one posterior sample after another.
 
     The engine and the windows are those of the settings; where these leave them open, what is
-    fastest and what fits into memory. Only profile "best" looks at more than the box of what is not
+    fastest, windows of the size that the model was trained on, and where that is not known what
+    fits into memory. Only profile "best" looks at more than the box of what is not
     0: a margin of nothing changes the statistics that normalisation sees.
 
     Parameters
@@ -112,11 +112,4 @@ def predict_image(
     for sample in sample_probabilities(
         model.network, seen, head=model.head, settings=plan.settings, engine=plan.engine
     ):
-        if seen.shape == image.shape:
-            yield sample
-            continue
-        whole = sample.new_zeros((len(sample), *image.shape[1:]))
-        if model.spec.regions.mode == "classes":
-            whole[0] = 1.0
-        whole[part] = sample
-        yield whole
+        yield laid_back(sample, plan.box, shape=image.shape[1:], mode=model.spec.regions.mode)

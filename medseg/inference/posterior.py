@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -13,11 +13,12 @@ from medseg.data.regions import RegionSettings, decode
 from medseg.inference.engines.torch_fast import PRECISIONS, TorchEngine
 from medseg.inference.ensemble import members_of
 from medseg.inference.focused import FocusedPosterior
-from medseg.inference.predictor import Engine, SlidingWindow, Temperature
+from medseg.inference.predictor import OVERLAPS, Engine, SlidingWindow, Temperature
 from medseg.inference.settings import PredictSettings
 from medseg.inference.uncertainty import RunningStatistics, SampleStatistics, statistics_of_share
 from medseg.networks.precision import resolve_precision
 from medseg.networks.unet import UNet
+from medseg.preprocess.lattice import bounding_box
 from medseg.seeding import torch_generator
 from medseg.shapes import Image
 from medseg.variational.sampling import random_layers, sampled_weights
@@ -38,12 +39,23 @@ class Head:
     has_share : bool
         Of a distilled network: after the probabilities of the regions come, one for each, the
         shares of variance between the samples that it learned from.
+    window : tuple of int, optional
+        Voxels that the network saw at once while it was trained. Instance normalisation counts
+        what it sees: shown more, a network answers otherwise.
     """
 
     regions: RegionSettings
     dims: int = 3
     temperature: Temperature = 1.0
     has_share: bool = False
+    window: tuple[int, ...] | None = None
+
+    def windowed(self, settings: PredictSettings) -> PredictSettings:
+        """Return settings with the windows of the training where they name none."""
+        if self.window is None or settings.window or settings.max_window_voxels:
+            return settings
+        overlap = min(OVERLAPS[settings.profile]) if settings.overlap is None else settings.overlap
+        return replace(settings, window=self.window, overlap=overlap)
 
 
 @dataclass(frozen=True)
@@ -125,7 +137,7 @@ def sample_probabilities(
         Computes faster what the network computes with its mean weights.
     """
     samplers = [
-        _Sampler(member, image, head=head, settings=settings, engine=engine)
+        _Sampler(member, image, head=head, settings=head.windowed(settings), engine=engine)
         for member in members_of(network)
     ]
     for index in range(sample_count(network, settings)):
@@ -232,7 +244,7 @@ def predict_prepared(
     network : nn.Module
         Deterministic or variational; stays on its device and in its mode.
     image : Tensor, shape (c, x, y, z)
-        A prepared case's image.
+        A prepared case's image. The network is shown the box of what is not 0.
     head : Head
         How to read the logits.
     settings : PredictSettings, optional
@@ -250,8 +262,10 @@ def predict_prepared(
     """
     chosen = settings or PredictSettings()
     statistics, counts = RunningStatistics(), []
-    share = None
-    for probabilities in sample_probabilities(network, image, head=head, settings=chosen):
+    share, box = None, seen_box(image)
+    seen = image[(slice(None), *box)].contiguous()
+    for sample in sample_probabilities(network, seen, head=head, settings=chosen):
+        probabilities = laid_back(sample, box, shape=image.shape[1:], mode=head.regions.mode)
         if head.has_share:
             probabilities, share = probabilities.chunk(2)
         statistics.add(probabilities)
@@ -265,6 +279,27 @@ def predict_prepared(
         mask=_masks(result.probability, head, chosen, inside),
         sample_voxels=torch.stack(counts).cpu(),
     )
+
+
+def seen_box(image: Image) -> tuple[slice, ...]:
+    """Return the box of what is not 0 in any channel; the whole of an image that is 0 throughout.
+
+    A margin of nothing changes the statistics that normalisation sees.
+    """
+    if not bool(image.any()):
+        return tuple(slice(0, length) for length in image.shape[1:])
+    return tuple(map(slice, *bounding_box(image.ne(0).any(dim=0))))
+
+
+def laid_back(sample: Tensor, box: tuple[slice, ...], *, shape: Sequence[int], mode: str) -> Tensor:
+    """Return probabilities (n, *s) of a box on the grid it was cut from, background around it."""
+    if tuple(sample.shape[1:]) == tuple(shape):
+        return sample
+    whole = sample.new_zeros((len(sample), *shape))
+    if mode == "classes":
+        whole[0] = 1.0
+    whole[(slice(None), *box)] = sample
+    return whole
 
 
 def _masks(

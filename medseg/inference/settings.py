@@ -18,10 +18,11 @@ class PredictSettings:
     Parameters
     ----------
     profile : "fast", "default" or "best"
-        What decides where the next three are left out. "fast": as few windows as memory allows
-        with the least overlap, and int8 where it passed its check; "default": as few windows, which
-        overlap by a quarter to a half; both look at the box of the brain without its margin.
-        "best": windows of at most 128^3 voxels that overlap by half, margin and all, in float32.
+        What decides where the next three are left out. Windows are of the size that the network was
+        trained on, where the model says it; else as few as memory allows, in "best" of at most
+        128^3 voxels. "fast": they overlap the least, and int8 where it passed its check; "default":
+        they overlap by a quarter to a half; both look at the box of the brain without its margin.
+        "best": by half, margin and all, in float32.
     window : tuple of int, optional
         Voxels of a window along each axis of the network: three, or two for a network of axial
         slices.

@@ -61,7 +61,7 @@ def chosen_method(
         return method.resolved(0.5), []
     order = numpy_generator(plan.seed, "folds of auto").permutation(len(subjects))
     folds = min(method.folds, len(subjects))
-    head = Head(plan.regions, plan.architecture.dims, 1.0)
+    head = Head(plan.regions, plan.architecture.dims, window=plan.patch.size)
     rows: list[Row] = []
     for fold in range(folds):
         out = {subjects[index] for index in order[fold::folds]}
