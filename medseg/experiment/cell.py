@@ -24,7 +24,7 @@ from medseg.metrics.calibration import reliability_bins
 from medseg.metrics.evaluate import evaluate_masks
 from medseg.metrics.overlap import expected_dice
 from medseg.seeding import derive_seed
-from medseg.training.choice import chosen_method
+from medseg.training.choice import Choice, chosen_method
 from medseg.training.finish import after_training
 from medseg.training.learn import learn
 from medseg.training.loop import TrainingResult
@@ -276,7 +276,7 @@ class CellTraining:
         self._plan, self._out = plan, out
         self.forgetting = Forgetting(plan)
         self._key: object = None
-        self._choices: dict[MethodSettings, tuple[MethodSettings, list[Row]]] = {}
+        self._choices: dict[MethodSettings, Choice] = {}
         self._trained: list[tuple[nn.Module, TrainingResult]] = []
 
     def network(
@@ -287,8 +287,8 @@ class CellTraining:
         *,
         source: Source | None,
         more: MoreScans | None = None,
-    ) -> nn.Module:
-        """Return the network of a cell; members that the last call trained are taken from it."""
+    ) -> tuple[nn.Module, float]:
+        """Return network and temperature of a cell; what the last call trained is taken from it."""
         plan, channels = self.training_plan(cell), self._plan.protocol.channels
         key = (cell.source, cell.subset, cell.seed, arm.trained_as)
         if self._key != key:
@@ -304,9 +304,9 @@ class CellTraining:
                 more=more,
                 channels=channels,
             )
-        method, tried = self._choices[alone]
-        if tried:
-            write_table(self._out / "choices" / f"{cell.identifier}.tsv", tried)
+        choice = self._choices[alone]
+        if choice.rows:
+            write_table(self._out / "choices" / f"{cell.identifier}.tsv", choice.rows)
         members = []
         for number in range(arm.method.members):
             mine, start = plan.member(number), None if source is None else source.member(number)
@@ -314,7 +314,7 @@ class CellTraining:
                 found = learn(
                     data.train,
                     mine,
-                    method.trained_as,
+                    choice.method.trained_as,
                     arm.objective,
                     source=start,
                     more=more,
@@ -324,8 +324,8 @@ class CellTraining:
             trained, result = self._trained[number]
             name = f"{cell.identifier}_member{number}" if number else cell.identifier
             write_table(self._out / "histories" / f"{name}.tsv", result.history)
-            members.append(after_training(trained, mine, method, source=start))
-        return joined(members)
+            members.append(after_training(trained, mine, choice.method, source=start))
+        return joined(members), choice.temperature
 
     def training_plan(self, cell: Cell) -> TrainingPlan:
         """Return how the networks of a cell are trained, but for the method."""

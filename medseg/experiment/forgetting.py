@@ -73,7 +73,7 @@ class Forgetting:
         key = (*(id(start) for start in starts), *hidden)
         known = self._before.get(key)
         if known is None:
-            theirs = replace(head, regions=source.regions, has_share=False)
+            theirs = replace(head, regions=source.regions, has_share=False, temperature=1.0)
             start = joined(starts)
             known = start, [self._dice(start, c, r, theirs, hidden) for c, r in cases]
             self._before[key] = known

@@ -203,9 +203,11 @@ def _one(
         head = _head(source.regions, plan)
         run_network(source.network, data, writer, plan, channels=channels, head=head)
     elif arm is not None:
-        network = training.network(cell, data, arm, source=source, more=more.get(arm.more))
+        network, temperature = training.network(
+            cell, data, arm, source=source, more=more.get(arm.more)
+        )
         channels = list(range(len(regions.names)))
-        head = replace(_head(regions, plan), has_share=arm.distils)
+        head = replace(_head(regions, plan), has_share=arm.distils, temperature=temperature)
         hidden = [plan.protocol.channels.index(name) for name in arm.hidden_channels]
         where = asdict(cell)
         training.forgetting.score(

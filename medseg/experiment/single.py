@@ -127,7 +127,7 @@ def finetune_target(
     training, origin = _training_plan(plan, architecture), fingerprint(source)
     chosen = method if objective is None else (method, objective, scans)
     checkpoints = Checkpoints(folder=out / "state", key=f"{key}-{chosen}-{origin}")
-    taken, tried = chosen_method(
+    choice = chosen_method(
         cases,
         training,
         method,
@@ -142,7 +142,7 @@ def finetune_target(
             learn(
                 cases,
                 training.member(member),
-                taken,
+                choice.method,
                 objective,
                 source=None if source is None else source.member(member),
                 more=more,
@@ -155,7 +155,7 @@ def finetune_target(
     )
     prior = source.priors.hash if source is not None and source.priors is not None else None
     # All that tells a model from another of the same label.
-    used = TypeAdapter(Arm).dump_python(replace(arm, method=taken), mode="json")
+    used = TypeAdapter(Arm).dump_python(replace(arm, method=choice.method), mode="json")
     record = {
         **{part: used[part] for part in ("method", "objective", "scans")},
         "source": origin,
@@ -168,11 +168,11 @@ def finetune_target(
         "prior_hash": prior if method.method in WITH_PRIOR else None,
         "versions": versions(),
     }
-    spec = _spec(plan, arm, architecture, record)
+    spec = replace(_spec(plan, arm, architecture, record), temperature=choice.temperature)
     model = Model(joined(networks), spec)
     model.save(out)
-    if tried:
-        write_table(out / "choice.tsv", tried)
+    if choice.rows:
+        write_table(out / "choice.tsv", choice.rows)
     for member, result in enumerate(results):
         name = f"history_member{member}.tsv" if member else "history.tsv"
         write_table(out / name, result.history)

@@ -1,26 +1,52 @@
-"""How far to go back to the source, chosen on the training subjects alone."""
+"""How far to go back to the source and how sure to be, chosen on the training subjects alone."""
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
-from statistics import fmean, stdev
+from dataclasses import dataclass, replace
 
+import torch
+from torch import nn
+
+from medseg.calibration.temperature import Stratum, fit_temperature, nll_nats
 from medseg.data.training_set import TrainingCase
-from medseg.inference.posterior import Head
-from medseg.seeding import numpy_generator
+from medseg.inference.focused import to_logits
+from medseg.inference.posterior import Head, laid_back, sample_probabilities, seen_box
+from medseg.inference.settings import PredictSettings
+from medseg.inference.temperatures import HOT
+from medseg.seeding import numpy_generator, torch_generator
 from medseg.training.checkpoint import Checkpoints
 from medseg.training.learn import learn
 from medseg.training.method import MethodSettings, Source, TrainingPlan
 from medseg.training.objectives import MoreScans, ObjectiveSettings
 from medseg.training.transfer import after_training
-from medseg.training.validation import mean_dice_of
 
 log = logging.getLogger(__name__)
 
-Row = dict[str, object]
+Row = dict[str, float]
 #: Shares of the way back that are tried: from none to the source itself.
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
-_SAMPLES = 5
+#: Where nothing can be left out, or what is left out has no lesion.
+USUAL_SHARE = 0.5
+_SAMPLES, _MOST_VOXELS = 5, 50_000
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What ``auto`` comes to on some cases; any other method is its own choice.
+
+    Parameters
+    ----------
+    method : MethodSettings
+    temperature : float
+        The logits of each posterior sample are divided by it.
+    rows : sequence of dict
+        Of each share: the likeliest temperature, and the negative log-likelihood of the cases left
+        out at it, in nats per voxel and region.
+    """
+
+    method: MethodSettings
+    temperature: float = 1.0
+    rows: Sequence[Row] = ()
 
 
 def chosen_method(
@@ -33,75 +59,89 @@ def chosen_method(
     more: MoreScans | None = None,
     channels: Sequence[str] = (),
     checkpoints: Checkpoints | None = None,
-) -> tuple[MethodSettings, list[Row]]:
+) -> Choice:
     """Return what ``auto`` comes to on these cases; other methods are returned as they are.
 
     For each part of the subjects a network is trained on the others, and its weights are moved
-    several shares of the way back to the source. The share with the best mean DSC on the cases left
-    out is taken, where it gains more than one standard error over no way back: few cases leave the
-    choice to chance (Breiman et al. 1984, section 3.4.3). Only training cases are looked at. A
-    single subject cannot be left out: then it is half of the way, as in ``wise``.
+    several shares of the way back to the source (Wortsman et al. 2022). Share and temperature
+    (Guo et al. 2017, section 4.2) are those under which the cases left out are the likeliest, all
+    regions together. Only training cases are looked at. A single subject cannot be left out: then
+    it is half of the way, as in ``wise``, at temperature 1.
 
     Parameters
     ----------
     cases, plan, method, objective, source, more, channels, checkpoints
         As in :func:`medseg.training.learn.learn`.
-
-    Returns
-    -------
-    MethodSettings
-    list of dict
-        Mean DSC of each share over the regions of each case left out: fold, case, share, dsc.
     """
     if method.method != "auto":
-        return method, []
-    base = method.resolved(0.0)
+        return Choice(method)
     subjects = sorted({case.subject for case in cases})
+    usual = Choice(method.resolved(USUAL_SHARE))
     if len(subjects) < 2:
-        return method.resolved(0.5), []
+        return usual
     order = numpy_generator(plan.seed, "folds of auto").permutation(len(subjects))
     folds = min(method.folds, len(subjects))
-    head = Head(plan.regions, plan.architecture.dims, window=plan.patch.size)
-    rows: list[Row] = []
+    trained: list[tuple[nn.Module, list[TrainingCase]]] = []
     for fold in range(folds):
         out = {subjects[index] for index in order[fold::folds]}
-        kept = [case for case in cases if case.subject not in out]
-        trained, _ = learn(
-            kept,
+        network, _ = learn(
+            [case for case in cases if case.subject not in out],
             plan,
-            base,
+            method.resolved(0.0),
             objective,
             source=source,
             more=more,
             channels=channels,
             checkpoints=None if checkpoints is None else _of_fold(checkpoints, fold),
         )
-        for share in SHARES:
-            moved = after_training(trained, plan, method.resolved(share), source=source)
-            for case in (case for case in cases if case.subject in out):
-                dsc = mean_dice_of([case], head=head, samples=_SAMPLES)(moved)
-                rows.append({"fold": fold, "case": case.identifier, "share": share, "dsc": dsc})
+        trained.append((network, [case for case in cases if case.subject in out]))
+    rows: list[Row] = []
+    for share in SHARES:
+        tried = method.resolved(share)
+        parts = [
+            part
+            for network, left_out in trained
+            for part in _strata(
+                after_training(network, plan, tried, source=source), left_out, plan=plan
+            )
+        ]
+        if not any(part.truth.any() for part in parts):
+            return usual
+        temperature = fit_temperature(parts, mode=plan.regions.mode)
+        nats = nll_nats(parts, temperature, mode=plan.regions.mode)
+        rows.append({"share": share, "temperature": temperature, "nll_nats": nats})
+    best = min(rows, key=lambda row: row["nll_nats"])
     if checkpoints is not None:
         for fold in range(folds):
             _of_fold(checkpoints, fold).clear()
-    best = best_share(rows)
-    log.info("share of the way back to the source: %s", best)
-    return method.resolved(best), rows
+    log.info("share of the way back: %(share)s, temperature %(temperature).2f", best)
+    return Choice(method.resolved(best["share"]), best["temperature"], rows)
 
 
-def best_share(rows: Sequence[Row]) -> float:
-    """Return the share that a table of DSC by ``case`` and ``share`` speaks for.
-
-    Every share is there for the same cases, two at least.
-    """
-    found: dict[float, dict[str, float]] = {}
-    for row in rows:
-        found.setdefault(float(str(row["share"])), {})[str(row["case"])] = float(str(row["dsc"]))
-    none = found[0.0]
-    gains = {share: [dsc[case] - none[case] for case in none] for share, dsc in found.items()}
-    best = max(gains, key=lambda share: fmean(gains[share]))
-    error = stdev(gains[best]) / len(none) ** 0.5
-    return best if fmean(gains[best]) > error else 0.0
+def _strata(
+    network: nn.Module, cases: Sequence[TrainingCase], *, plan: TrainingPlan
+) -> list[Stratum]:
+    """Return logits and truth of voxels in the brain, the same ones for any network."""
+    mode, device = plan.regions.mode, str(next(network.parameters()).device)
+    hot = Head(plan.regions, plan.architecture.dims, HOT, window=plan.patch.size)
+    settings = PredictSettings(samples=_SAMPLES, device=device)
+    strata: list[Stratum] = []
+    for case in cases:
+        inside = case.brain.flatten().nonzero()[:, 0]
+        generator = torch_generator(plan.seed, "voxels of auto", case.identifier)
+        places = inside[torch.randperm(len(inside), generator=generator)[:_MOST_VOXELS]]
+        box, shape = seen_box(case.image), case.brain.shape
+        seen = case.image[(slice(None), *box)].contiguous()
+        samples = sample_probabilities(network, seen, head=hot, settings=settings)
+        chances = torch.stack(
+            [laid_back(one, box, shape=shape, mode=mode).flatten(1)[:, places] for one in samples]
+        )
+        logits = to_logits(chances, mode).mul_(HOT).cpu().numpy()
+        truth = case.regions.flatten(1)[:, places] > 0.5
+        whole = Stratum(logits, truth.numpy(), len(inside))
+        known = torch.nonzero(case.known[int(case.has_background) :]).flatten().tolist()
+        strata += [whole.of_region(i) for i in known] if mode == "regions" else [whole]
+    return strata
 
 
 def _of_fold(checkpoints: Checkpoints, fold: int) -> Checkpoints:

@@ -49,7 +49,7 @@ def test_members_are_shared_by_the_arms_that_train_them_alike(
     training, found = CellTraining(plan, tmp_path), []
     for arm in plan.arms:
         cell = Cell(arm.label, "made", 1, "0")
-        found.append(training.network(cell, CellData([], []), arm, source=source))
+        found.append(training.network(cell, CellData([], []), arm, source=source)[0])
     one, three, wise, other = (members_of(network) for network in found)
     assert [call[0] for call in calls] == ["pr", "pr", "pr", "l2sp"]
     assert three[:1] == one

@@ -7,8 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 from pydantic import ValidationError
+from torch import nn
 
-from medseg.training.choice import SHARES, best_share, chosen_method
+from medseg.training import choice as choice_module
+from medseg.training.choice import SHARES, Choice, chosen_method
 from medseg.training.method import MethodSettings
 from medseg.training.transfer import finetune
 from medseg.variational.convert import to_deterministic
@@ -33,56 +35,84 @@ def chosen(toy, source, cases):
     return chosen_method(cases, toy.plan(steps=2), AUTO, source=source)
 
 
-def test_every_share_is_tried_on_every_case_left_out(chosen, cases):
-    method, rows = chosen
-    assert method.method == "gaussian"
-    assert method.share_back == best_share(rows)
-    for share in SHARES:
-        seen = [r["case"] for r in rows if r["share"] == share]
-        assert sorted(seen) == sorted(case.identifier for case in cases)
+def test_the_likeliest_share_is_taken_with_its_temperature(chosen):
+    assert chosen.method.method == "gaussian"
+    assert [row["share"] for row in chosen.rows] == list(SHARES)
+    best = min(chosen.rows, key=lambda row: row["nll_nats"])
+    assert (chosen.method.share_back, chosen.temperature) == (best["share"], best["temperature"])
 
 
-def table(**dsc):
-    """Return rows of shares 0, 0.5 and 1, a list of DSC each."""
-    names = {"none": 0.0, "half": 0.5, "whole": 1.0}
-    return [
-        {"case": f"c{number}", "share": names[name], "dsc": value}
-        for name, values in dsc.items()
-        for number, value in enumerate(values)
-    ]
+def test_a_subject_is_left_out_with_all_its_scans(toy, source, cases, monkeypatch):
+    kept = []
 
+    def learned(some, *_, **__):
+        kept.append({case.subject for case in some})
+        return Sure(), None
 
-def test_the_way_back_must_gain_more_than_its_standard_error():
-    clear = table(none=[0.5, 0.6, 0.7], half=[0.6, 0.7, 0.8], whole=[0.7, 0.8, 0.91])
-    assert best_share(clear) == 1.0
-    # A gain of .1 with a standard error of .2 is chance.
-    unclear = table(none=[0.5, 0.6, 0.7], half=[0.5, 0.6, 0.7], whole=[1.0, 0.5, 0.6])
-    assert best_share(unclear) == 0.0
-    worse = table(none=[0.5, 0.6], half=[0.4, 0.5], whole=[0.3, 0.4])
-    assert best_share(worse) == 0.0
-    level = table(none=[0.5, 0.6], half=[0.5, 0.6], whole=[0.5, 0.6])
-    assert best_share(level) == 0.0
-
-
-def test_a_subject_is_left_out_with_all_its_scans(chosen, cases):
-    _, rows = chosen
-    fold = {row["case"]: row["fold"] for row in rows}
-    assert fold["again"] == fold[cases[0].identifier]
-    assert set(fold.values()) == {0, 1}
+    monkeypatch.setattr(choice_module, "learn", learned)
+    monkeypatch.setattr(choice_module, "after_training", lambda network, *_, **__: network)
+    chosen_method(cases, toy.plan(steps=2), AUTO, source=source)
+    everyone = {case.subject for case in cases}
+    assert len(kept) == 2
+    assert set.union(*kept) == everyone
+    assert not set.intersection(*kept)
 
 
 def test_it_is_decided_by_the_training_cases_alone(toy, source, cases, chosen):
     assert chosen_method(cases, toy.plan(steps=2), AUTO, source=source) == chosen
 
 
+def test_what_is_far_from_the_masks_is_moved_back_to_where_it_was_near(
+    toy, source, cases, monkeypatch
+):
+    """A training that turned everything over is not believed."""
+    monkeypatch.setattr(choice_module, "learn", lambda *_, **__: (Sure(), None))
+    monkeypatch.setattr(
+        choice_module,
+        "after_training",
+        lambda network, plan, method, *, source: Sure(16.0 * method.share_back - 8.0),
+    )
+    told = [replace(c, image=torch.where(c.target > 0.5, 1.0, -1.0)) for c in cases]
+    found = chosen_method(told, toy.plan(steps=2), AUTO, source=source)
+    assert found.method.share_back > 0.5
+    nats = [row["nll_nats"] for row in found.rows]
+    assert nats == sorted(nats, reverse=True)
+
+
+class Sure(nn.Module):
+    """Has logits as large as it is sure, with the signs of the image."""
+
+    def __init__(self, sureness=8.0):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(sureness))
+
+    def forward(self, image):
+        return self.weight * image
+
+
+@pytest.mark.parametrize("wrong", [0.02, 0.2])
+def test_the_temperature_is_the_likeliest_on_cases_left_out(toy, source, cases, monkeypatch, wrong):
+    generator, turned, images = torch.Generator().manual_seed(0), [], []
+    for case in cases:
+        turned.append(torch.rand(case.target.shape, generator=generator) < wrong)
+        images.append(torch.where((case.target > 0.5) ^ turned[-1], 1.0, -1.0))
+    told = [replace(case, image=image) for case, image in zip(cases, images, strict=True)]
+    monkeypatch.setattr(choice_module, "learn", lambda *_, **__: (Sure(), None))
+    monkeypatch.setattr(choice_module, "after_training", lambda network, *_, **__: network)
+    found = chosen_method(told, toy.plan(steps=2), AUTO, source=source)
+    # The likeliest probability of being right is the share that is right.
+    rate = torch.cat([one.flatten() for one in turned]).float().mean()
+    assert found.temperature == pytest.approx(8.0 / float(torch.logit(1.0 - rate)), rel=1e-3)
+
+
 def test_a_single_subject_goes_half_of_the_way(toy, source, cases):
-    method, rows = chosen_method(cases[:1], toy.plan(steps=2), AUTO, source=source)
-    assert (method.share_back, rows) == (0.5, [])
+    found = chosen_method(cases[:1], toy.plan(steps=2), AUTO, source=source)
+    assert found == Choice(AUTO.resolved(0.5))
 
 
 def test_other_methods_stay_what_they_are(toy, source, cases):
     method = MethodSettings(method="dwp")
-    assert chosen_method(cases, toy.plan(steps=2), method, source=source) == (method, [])
+    assert chosen_method(cases, toy.plan(steps=2), method, source=source) == Choice(method)
 
 
 def test_the_whole_way_back_is_the_source_and_none_is_the_posterior(toy, source, cases):
