@@ -116,7 +116,7 @@ def _run(
         if name not in plan.pretraining:
             refuse_own_people(cohorts, plan, where=f"sources.{name}")
     with FileLock(out / ".splits.lock"):
-        subsets, test_only = _subsets(plan, out)
+        subsets, test_only = few_shot_parts(plan, out)
     with clock.stage("prepare target"):
         cases = training_cases(
             plan.target, plan, regions=plan.protocol.regions, allow_missing=False
@@ -245,7 +245,7 @@ def _head(regions: RegionSettings, plan: ExperimentPlan) -> Head:
     return Head(regions, dims, window=plan.protocol.patch.size)
 
 
-def _subsets(plan: ExperimentPlan, out: Path) -> tuple[Sequence[FewShotSubset], set[str]]:
+def few_shot_parts(plan: ExperimentPlan, out: Path) -> tuple[Sequence[FewShotSubset], set[str]]:
     """Return the training subsets and the subjects that only ever serve as test."""
     few, seed, source = plan.protocol.few_shot, plan.protocol.seed, plan.target.source
     held = set[str]()
