@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from medseg.io.atomic import write_json, write_table
 from tools import experiment_table
 
@@ -42,3 +44,18 @@ def test_tables_hold_the_numbers_of_the_run(tmp_path: Path, capsys) -> None:
     assert "0.712 [0.650, 0.770] | 0.0612 | 0.0200 | +0.031 [+0.020, +0.040]" in lines[3]
     (pair,) = [line for line in lines if "PR (×5)" in line]
     assert "+0.020 [+0.010, +0.030] | 0.040 | -0.020 [-0.030, -0.010] | 40 | 360" in pair
+
+
+def test_a_curve_needs_two_sizes(tmp_path: Path) -> None:
+    write_json(tmp_path / "run.json", {"config": {}, "regions": ["core"]})
+    scores = [
+        {**ARM, "n": n, "case": f"c{c}", "subject": f"c{c}", "subset": "0", "seed": 0, "dsc": 0.5}
+        for n in (5, 10)
+        for c in range(3)
+    ]
+    write_table(tmp_path / "scores.tsv", scores)
+    experiment_table.draw(tmp_path, tmp_path / "curve.svg")
+    assert "n = 5, 10" in (tmp_path / "curve.svg").read_text()
+    write_table(tmp_path / "scores.tsv", scores[:3])
+    with pytest.raises(SystemExit, match="two numbers"):
+        experiment_table.draw(tmp_path, tmp_path / "none.svg")

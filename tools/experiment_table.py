@@ -11,8 +11,11 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from medseg.io.atomic import read_table
+from medseg.io.atomic import read_table, write_text
 from medseg.report.arms import look_of
+from medseg.report.plots import learning_curve
+from medseg.report.run_folder import read_run
+from medseg.report.statistics import summaries
 
 Row = dict[str, str]
 _ARM = ("method", "source", "n", "region")
@@ -24,10 +27,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("run", type=Path)
     parser.add_argument("--arm", default="auto_x5", help="the method held against the others")
     parser.add_argument("--source", default="", help="its source; the first found if not given")
+    parser.add_argument("--figure", type=Path, help="write the learning curves there, as SVG")
     arguments = parser.parse_args(argv)
     print(table(arguments.run))
     print(against(arguments.run, arguments.arm, arguments.source))
+    if arguments.figure is not None:
+        draw(arguments.run, arguments.figure)
     return 0
+
+
+def draw(run: Path, figure: Path) -> None:
+    """Write mean DSC over the number of training subjects as SVG."""
+    found = read_run(run)
+    picture = learning_curve(found, summaries(found))
+    if picture is None:
+        raise SystemExit(f"a curve needs two numbers of training subjects, but {run} has fewer")
+    write_text(figure, str(picture.svg) + "\n")
 
 
 def table(run: Path) -> str:
