@@ -13,6 +13,7 @@ from medseg.inference.provenance import settings_to_json
 #: Settings that are compared as they were asked for.
 ASKED = (
     "profile",
+    "windows",
     "window",
     "max_window_voxels",
     "overlap",

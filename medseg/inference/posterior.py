@@ -52,7 +52,8 @@ class Head:
 
     def windowed(self, settings: PredictSettings) -> PredictSettings:
         """Return settings with the windows of the training where they name none."""
-        if self.window is None or settings.window or settings.max_window_voxels:
+        asked = settings.window or settings.max_window_voxels or settings.windows == "largest"
+        if self.window is None or asked:
             return settings
         overlap = min(OVERLAPS[settings.profile]) if settings.overlap is None else settings.overlap
         return replace(settings, window=self.window, overlap=overlap)

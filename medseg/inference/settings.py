@@ -18,11 +18,13 @@ class PredictSettings:
     Parameters
     ----------
     profile : "fast", "default" or "best"
-        What decides where the next three are left out. Windows are of the size that the network was
-        trained on, where the model says it; else as few as memory allows, in "best" of at most
-        128^3 voxels. "fast": they overlap the least, and int8 where it passed its check; "default":
-        they overlap by a quarter to a half; both look at the box of the brain without its margin.
-        "best": by half, margin and all, in float32.
+        What decides where the next four are left out. "fast": windows overlap the least, and int8
+        where it passed its check; "default": they overlap by a quarter to a half; both look at the
+        box of the brain without its margin. "best": by half, margin and all, in float32.
+    windows : "trained" or "largest"
+        Of the size of the patches that the network was trained on, where the model tells: instance
+        normalisation counts what it sees, and answers otherwise when shown more. Or as few as
+        memory allows (in "best" of at most 128^3 voxels), which is the least work.
     window : tuple of int, optional
         Voxels of a window along each axis of the network: three, or two for a network of axial
         slices.
@@ -56,6 +58,7 @@ class PredictSettings:
     """
 
     profile: Profile = "default"
+    windows: Literal["trained", "largest"] = "trained"
     window: tuple[int, ...] | None = None
     max_window_voxels: int | None = Field(default=None, ge=1)
     overlap: float | None = Field(default=None, ge=0, lt=1)

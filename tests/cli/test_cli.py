@@ -405,7 +405,11 @@ def test_train_harvest_fit_and_finetune(
     assert run("finetune", config, "--method", "pr", "--out", tmp_path / "x") == 2
     assert run(*base, "target.settings.n_subjects=2", "--out", tmp_path / "auto") == 0
     assert load_model(tmp_path / "auto").spec.method == "auto_x5"
-    assert {row["fold"] for row in read_table(tmp_path / "auto" / "choice.tsv")} == {"0", "1"}
+    tried = read_table(tmp_path / "auto" / "choice.tsv")
+    best = min(tried, key=lambda row: float(row["nll_nats"]))
+    spec = json.loads((tmp_path / "auto" / "model.json").read_text())["spec"]
+    assert spec["temperature"] == pytest.approx(float(best["temperature"]), rel=1e-4)
+    assert spec["patch"] == [16, 16, 16]
     assert run(*base, "--method", "dwp", "--out", tmp_path / "x") == 2
     assert not (tmp_path / "x" / "model.json").exists()
     assert run("finetune", config, "--method", "ri", "--out", tmp_path / "ri") == 0

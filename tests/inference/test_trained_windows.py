@@ -53,6 +53,7 @@ def test_windows_are_of_the_size_of_the_training() -> None:
     # A user who names windows has them.
     assert set(shapes(Head(REGIONS, window=(6, 8, 6)), window=(12, 4, 10))) == {(12, 4, 10)}
     assert set(shapes(Head(REGIONS, window=(6, 8, 6)), max_window_voxels=10**6)) == {(12, 8, 10)}
+    assert set(shapes(Head(REGIONS, window=(6, 8, 6)), windows="largest")) == {(12, 8, 10)}
 
 
 @pytest.mark.parametrize(("profile", "count"), [("fast", 4), ("default", 4), ("best", 9)])

@@ -32,6 +32,9 @@ def calibrate(
     profile: Annotated[
         Literal["fast", "default", "best"], typer.Option(help="As for medseg predict.")
     ] = "default",
+    windows: Annotated[
+        Literal["trained", "largest"], typer.Option(help="As for medseg predict.")
+    ] = "trained",
     engine: Annotated[
         Literal["auto", "eager", "torch", "openvino", "onnx"],
         typer.Option(help="As for medseg predict."),
@@ -51,7 +54,7 @@ def calibrate(
 ) -> None:
     """Calibrate a model on labelled cases that it never saw.
 
-    What is promised holds for predictions with the same profile, samples and posterior.
+    What is promised holds for predictions with the same profile, windows, samples and posterior.
     """
     from medseg.calibration.conformal import check_coverage
     from medseg.calibration.record import NAME
@@ -75,7 +78,12 @@ def calibrate(
         folder=model,
         other_people=other_people,
         predict=PredictSettings(
-            samples=samples, posterior=posterior, profile=profile, engine=engine, device=device
+            samples=samples,
+            posterior=posterior,
+            profile=profile,
+            windows=windows,
+            engine=engine,
+            device=device,
         ),
         settings=CalibrationSettings(coverage=coverage),
     )

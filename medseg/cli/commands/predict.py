@@ -24,6 +24,10 @@ def predict(
         Literal["fast", "default", "best"],
         typer.Option(help="fast: least work, int8 where it agrees; best: half overlap, float32."),
     ] = "default",
+    windows: Annotated[
+        Literal["trained", "largest"],
+        typer.Option(help="As large as the patches trained on, or as memory allows: less work."),
+    ] = "trained",
     engine: Annotated[
         Literal["auto", "eager", "torch", "openvino", "onnx"],
         typer.Option(help="What runs a deterministic network; auto measures once per model."),
@@ -53,6 +57,7 @@ def predict(
     memory_gib = None if memory is None else parse_memory(memory)
     settings = PredictSettings(
         profile=profile,
+        windows=windows,
         engine=engine,
         memory_gib=memory_gib,
         samples=samples,
