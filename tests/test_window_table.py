@@ -1,0 +1,50 @@
+"""The table of windows compares ways of looking that differ as they are named."""
+
+import pytest
+import torch
+
+from medseg.data.regions import RegionSettings
+from medseg.data.training_set import TrainingCase
+from medseg.inference.posterior import Head
+from tools import window_table
+
+
+class Mean(torch.nn.Module):
+    """Has the mean of what it is shown for a logit everywhere."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return image * 0 + image.mean()
+
+
+def case() -> TrainingCase:
+    image = torch.zeros(1, 8, 8, 8)
+    image[:, 2:6, 2:6, 2:6] = 2.0
+    return TrainingCase(
+        identifier="a",
+        subject="a",
+        image=image,
+        present=torch.ones(1, dtype=torch.bool),
+        target=(image > 1).float(),
+        known=torch.ones(1, dtype=torch.bool),
+        brain=image[0] > 1,
+    )
+
+
+def test_the_margin_is_seen_in_the_whole_volume_alone() -> None:
+    head, shown = Head(RegionSettings(names=("core",))), []
+    for margin, settings in window_table.ways((3, 3, 3)).values():
+        found = window_table.seen(Mean(), case(), head=head, margin=margin, settings=settings)
+        shown.append(found[0, 3, 3, 3].logit().item())
+    # An eighth of the volume is bright.
+    assert shown == pytest.approx([0.25, 2.0, 2.0, 2.0], abs=1e-4)
+    assert list(window_table.ways((3, 3, 3)))[-1] == "windows of 3 x 3 x 3, as in training"
+
+
+def test_own_cases_are_kept_apart() -> None:
+    row = {"way": "w", "region": "core", "subset": 0, "nll_nats": 0.1}
+    rows = [
+        {**row, "subject": "a", "own": True, "dsc": 0.9},
+        {**row, "subject": "b", "own": False, "dsc": 0.5},
+        {**row, "subject": "c", "own": False, "dsc": 0.7},
+    ]
+    assert "| w | 0.600 [0.500, 0.700] | 0.1000 | 0.900 |" in window_table.table(rows)
