@@ -9,11 +9,11 @@ from medseg.inference.posterior import Head
 from tools import window_table
 
 
-class Mean(torch.nn.Module):
-    """Has the mean of what it is shown for a logit everywhere."""
+class Shown(torch.nn.Module):
+    """Has the voxels that it is shown, in hundreds, for a logit everywhere."""
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        return image * 0 + image.mean()
+        return image * 0 + image[0, 0].numel() / 100
 
 
 def case() -> TrainingCase:
@@ -30,13 +30,13 @@ def case() -> TrainingCase:
     )
 
 
-def test_the_margin_is_seen_in_the_whole_volume_alone() -> None:
+def test_each_way_shows_what_its_name_says() -> None:
     head, shown = Head(RegionSettings(names=("core",))), []
     for margin, settings in window_table.ways((3, 3, 3)).values():
-        found = window_table.seen(Mean(), case(), head=head, margin=margin, settings=settings)
+        found = window_table.seen(Shown(), case(), head=head, margin=margin, settings=settings)
         shown.append(found[0, 3, 3, 3].logit().item())
-    # An eighth of the volume is bright.
-    assert shown == pytest.approx([0.25, 2.0, 2.0, 2.0], abs=1e-4)
+    # 8^3 voxels, the box of 4^3, and what the windows say.
+    assert shown == pytest.approx([5.12, 0.64, 0.64, 0.27], abs=1e-3)
     assert list(window_table.ways((3, 3, 3)))[-1] == "windows of 3 x 3 x 3, as in training"
 
 

@@ -1,7 +1,7 @@
 """Whether the promises of a cross-fitted calibration hold on people that nobody has seen.
 
-For each training subset of a finished experiment that has enough people, a model is fine-tuned and
-calibrated on these alone, as ``medseg finetune --calibrate`` does it. Then the experiment's other
+For each training subset of an experiment that has enough people, a model is fine-tuned and
+calibrated on these alone, as by ``medseg finetune --calibrate``. Then the experiment's other
 subjects are predicted: is the true volume inside the promised range, what do inner and outer masks
 miss, and are the cases that a human is asked to look at the bad ones? One row per subset, kept in
 RUN/coverage, so that an interrupted run goes on.
@@ -77,7 +77,7 @@ def measure(
     target, found = plan.target.source, []
     people = dict(zip(target.identifiers, target.subjects, strict=True))
     for number, subset in enumerate(subsets):
-        path = out / f"{method.label}_{name}_n{size}_{number}.tsv"
+        path = out / f"{method.label}_{name}_n{size}_k{folds}_{number}.tsv"
         if not path.is_file():
             kept = [case for case, who in people.items() if who in subset.subjects]
             mine = replace(plan, target=replace(plan.target, source=SubsetSource(target, kept)))

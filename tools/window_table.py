@@ -98,7 +98,8 @@ def seen(
 ) -> Tensor:
     """Return the probabilities (n, x, y, z) of a case by a deterministic network."""
     if margin:
-        return next(sample_probabilities(network, case.image, head=head, settings=settings))
+        found = next(sample_probabilities(network, case.image, head=head, settings=settings))
+        return found[int(case.has_background) :]
     found = predict_prepared(network, case.image, head=head, settings=settings)
     return found.statistics.probability
 

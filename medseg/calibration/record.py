@@ -47,8 +47,8 @@ class RegionCalibration:
     temperature : float
         The logits of each sample are divided by it.
     nll_before_nats, nll_after_nats, ece_before, ece_after : float
-        Per voxel of the brain, at temperature 1 and at the fitted one, on the cases it was fitted
-        to; of all classes together where these share a temperature.
+        Per voxel of the brain, at the model's own temperature and at the fitted one, on the cases
+        it was fitted to; of all classes together where these share a temperature.
     outer_cut, inner_cut : float or None
         Cuts of the conformal masks; None where there were too few cases.
     missed_share, false_share : float or None

@@ -71,7 +71,13 @@ def engine_for(model: Model, image: Image, *, settings: PredictSettings) -> Engi
     full = model.spec.is_random and settings.posterior == "full"
     if settings.engine == "eager" or full or not isinstance(network, UNet):
         return None
-    key = (settings.engine, settings.precision, settings.profile == "fast", settings.threshold)
+    key = (
+        settings.engine,
+        settings.precision,
+        settings.profile == "fast",
+        settings.threshold,
+        model.head.windowed(settings).window,
+    )
     version = _version_of(network)
     kept = model.engines.get(key)
     if kept is None or kept[0] != version:
@@ -87,8 +93,13 @@ def _version_of(network: nn.Module) -> tuple[tuple[int, int], ...]:
 
 def _made(model: Model, network: UNet, image: Image, settings: PredictSettings) -> Engine:
     device = next(network.parameters()).device
-    example = example_of(image, dims=network.settings.dims)
+    whole = example_of(image, dims=network.settings.dims)
+    # Engines agree or not on as much as they will be shown at once.
+    example = middle_of(whole, model.head.windowed(settings).window)
     if settings.engine == "auto":
+        if multiplications(network, whole) < WORTH_MULTIPLICATIONS:
+            log.info("engine eager: the network is too small for a search to pay")
+            return EagerEngine(network)
         return _fastest(model, network, example, settings)
     precision = settings.precision
     if precision == "auto":
@@ -99,9 +110,6 @@ def _made(model: Model, network: UNet, image: Image, settings: PredictSettings) 
 
 
 def _fastest(model: Model, network: UNet, example: Tensor, settings: PredictSettings) -> Engine:
-    if multiplications(network, example) < WORTH_MULTIPLICATIONS:
-        log.info("engine eager: the network is too small for a search to pay")
-        return EagerEngine(network)
     wanted = settings.precision
     return choose_engine(
         network,
@@ -130,6 +138,14 @@ def _weights(block: nn.Module) -> int:
 
 def _cache(model: Model) -> Path | None:
     return None if model.folder is None else model.folder / "engines"
+
+
+def middle_of(images: Tensor, window: tuple[int, ...] | None) -> Tensor:
+    """Return the middle of images (b, c, *s), at most a window large; all where there is none."""
+    for axis, side in enumerate(window or (), start=2):
+        start = max(0, images.shape[axis] - side) // 2
+        images = images.narrow(axis, start, min(side, images.shape[axis]))
+    return images.contiguous()
 
 
 def example_of(image: Image, *, dims: int) -> Tensor:

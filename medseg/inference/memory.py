@@ -281,7 +281,13 @@ def _lines(path: str) -> list[str]:
         return []
 
 
-def fitted(settings: PredictSettings, *, job: Job, device: torch.device) -> PredictSettings:
+def fitted(
+    settings: PredictSettings,
+    *,
+    job: Job,
+    device: torch.device,
+    trained: PredictSettings | None = None,
+) -> PredictSettings:
     """Return settings whose windows fit into memory, as their profile wants them.
 
     Parameters
@@ -290,6 +296,9 @@ def fitted(settings: PredictSettings, *, job: Job, device: torch.device) -> Pred
     job : Job
     device : torch.device
         On a GPU the bound is about its memory, which holds weights and windows only.
+    trained : PredictSettings, optional
+        The same with windows of the size that the network was trained on, which are taken where
+        they fit.
 
     Raises
     ------
@@ -301,11 +310,21 @@ def fitted(settings: PredictSettings, *, job: Job, device: torch.device) -> Pred
     budget = free_bytes(device) if asked is None else int(asked * GIB)
     most = job.most_voxels(budget - fixed)
     if settings.window is not None:
-        needed = [min(pair) for pair in zip(settings.window, job.window_shape, strict=False)]
+        needed = _cut(settings.window, job)
         if asked is not None:
-            _check(job, fixed, budget, math.prod(needed), most)
-        return settings
+            _check(job, fixed, budget, needed, most)
+        return _batched(settings, job, most // needed)
     _check(job, fixed, budget, job.least_voxels(), most)
+    if trained is not None and trained.window is not None:
+        together = most // _cut(trained.window, job)
+        if together > 0:
+            return _batched(trained, job, together)
+        log.warning(
+            "windows of the size of the training, %s voxels, do not fit into %.2f GiB: in smaller "
+            "ones masks may be others",
+            " x ".join(map(str, trained.window)),
+            budget / GIB,
+        )
     chosen = _sliced(settings, job, most) if job.architecture.dims == 2 else None
     chosen = chosen or _windowed(settings, job, most)
     window = chosen.window or job.window_shape
@@ -319,6 +338,18 @@ def fitted(settings: PredictSettings, *, job: Job, device: torch.device) -> Pred
         budget / GIB,
     )
     return chosen
+
+
+def _cut(window: Sequence[int], job: Job) -> int:
+    """Return the voxels of a window that is cut to the image."""
+    return math.prod(min(pair) for pair in zip(window, job.window_shape, strict=False))
+
+
+def _batched(settings: PredictSettings, job: Job, together: int) -> PredictSettings:
+    """Return settings with no more slices at once than fit, but one."""
+    if job.architecture.dims == 3:
+        return settings
+    return replace(settings, slices_per_batch=min(max(1, together), settings.slices_per_batch))
 
 
 def _check(job: Job, fixed: int, budget: int, needed: int, most: int) -> None:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
@@ -63,7 +63,8 @@ class ModelSpec:
         A distilled network: half of its outputs tell how far the networks agree that it learned
         from, see :class:`medseg.inference.posterior.Head`.
     patch : tuple of int, optional
-        Voxels that the network saw at once while it was trained; windows are of this size.
+        Voxels that the network saw at once while it was trained; windows are of this size where
+        nothing else is asked for.
     method : str
         How it was trained, for example "dwp".
     temperature : float
@@ -83,7 +84,7 @@ class ModelSpec:
     swag_rank: int = Field(default=0, ge=0)
     members: int = Field(default=1, ge=1)
     has_share: bool = False
-    patch: tuple[int, ...] | None = None
+    patch: tuple[Annotated[int, Field(ge=1)], ...] | None = None
     method: str
     temperature: float = Field(default=1.0, gt=0)
     training: dict[str, Any] = Field(default_factory=dict)

@@ -58,7 +58,7 @@ def plan_prediction(
     source_shape: tuple[int, int, int] | None = None,
 ) -> Plan:
     """Return engine and windows for a prepared image; see :func:`predict_image`."""
-    wanted = model.head.windowed(with_profile(settings or PredictSettings()))
+    wanted = with_profile(settings or PredictSettings())
     box: tuple[slice, ...] = tuple(slice(0, length) for length in image.shape[1:])
     if wanted.profile != "best":
         box = seen_box(image)
@@ -67,7 +67,7 @@ def plan_prediction(
     model.network.to(device)
     engine = engine_for(model, seen, settings=wanted)
     job = Job.of(model, seen, source_shape=source_shape, engine=engine)
-    chosen = fitted(wanted, job=job, device=device)
+    chosen = fitted(wanted, job=job, device=device, trained=model.head.windowed(wanted))
     if engine is not None and not model.spec.is_random:
         # An engine has a precision of its own.
         chosen = replace(chosen, precision="float32")

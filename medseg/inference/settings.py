@@ -18,9 +18,10 @@ class PredictSettings:
     Parameters
     ----------
     profile : "fast", "default" or "best"
-        What decides where the next four are left out. "fast": windows overlap the least, and int8
-        where it passed its check; "default": they overlap by a quarter to a half; both look at the
-        box of the brain without its margin. "best": by half, margin and all, in float32.
+        What decides where the next four are left out. "fast": windows overlap by an eighth, and
+        int8 where it passed its check; "default": by a quarter, largest ones by up to a half where
+        that makes no more of them; both look at the box of the brain without its margin. "best": by
+        half, margin and all, in float32.
     windows : "trained" or "largest"
         Of the size of the patches that the network was trained on, where the model tells: instance
         normalisation counts what it sees, and answers otherwise when shown more. Or as few as
@@ -29,12 +30,13 @@ class PredictSettings:
         Voxels of a window along each axis of the network: three, or two for a network of axial
         slices.
     max_window_voxels : int, optional
-        Bound on the voxels of a window where ``window`` is left out. 3D networks only; slices are
-        whole where memory allows.
+        Bound on the voxels of a window where ``window`` is left out, in place of the size of the
+        training. 3D networks only; slices are whole where memory allows.
     overlap : float, optional
         Least share of a window that its neighbour covers too.
     memory_gib : float, optional
-        Bound on the memory of the whole prediction in GiB, which windows are made to fit; when left
+        Bound on the memory of the whole prediction in GiB, which windows are made to fit, those of
+        the training too; an explicit ``window`` that does not fit is refused. When left
         out, a safe share of what the machine has free. On a GPU both are about the GPU's memory.
     slices_per_batch : int
         Axial slices a 2D network sees at once, fewer where memory asks for it.

@@ -118,9 +118,9 @@ def fit_temperatures(strata: Sequence[Stratum], model: Model) -> list[dict[str, 
         fits.append(
             {
                 "temperature": fitted,
-                "nll_before_nats": temperature.nll_nats(part, 1.0, mode=mode),
+                "nll_before_nats": temperature.nll_nats(part, model.spec.temperature, mode=mode),
                 "nll_after_nats": temperature.nll_nats(part, fitted, mode=mode),
-                "ece_before": temperature.expected_error(part, 1.0, mode=mode),
+                "ece_before": temperature.expected_error(part, model.spec.temperature, mode=mode),
                 "ece_after": temperature.expected_error(part, fitted, mode=mode),
             }
         )
@@ -133,8 +133,8 @@ def temperatures_left_out(
     """Return the temperatures of each region that a subject's case is judged with.
 
     They are fitted to all other subjects: a subject's own masks must not mend the probabilities
-    that these masks are then compared with, as those of the next case cannot. 1 where no other
-    subject has the region.
+    that these masks are then compared with, as those of the next case cannot. The model's own where
+    no other subject has the region.
 
     Parameters
     ----------
@@ -148,7 +148,7 @@ def temperatures_left_out(
         fitted = tuple(
             temperature.fit_temperature(part, mode=mode)
             if any(one.truth.any() for one in part)
-            else 1.0
+            else model.spec.temperature
             for part in _parts(others, model)
         )
         found[subject] = fitted if mode == "regions" else fitted * len(names)

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from medseg.calibration.temperature import Stratum, fit_temperature, nll_nats
+from medseg.calibration.temperature import LEAST, MOST, Stratum, fit_temperature, nll_nats
 from medseg.data.training_set import TrainingCase
 from medseg.inference.focused import to_logits
 from medseg.inference.posterior import Head, laid_back, sample_probabilities, seen_box
@@ -25,9 +25,10 @@ log = logging.getLogger(__name__)
 Row = dict[str, float]
 #: Shares of the way back that are tried: from none to the source itself.
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
-#: Where nothing can be left out, or what is left out has no lesion.
+#: Where nothing can be left out, or no case has a lesion.
 USUAL_SHARE = 0.5
-_SAMPLES, _MOST_VOXELS = 5, 50_000
+#: Samples of each case, and voxels of its lesions and of the rest of its brain, at most.
+_SAMPLES, _MOST_VOXELS = 5, 25_000
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,9 @@ def chosen_method(
     regions together. Only training cases are looked at. A single subject cannot be left out: then
     it is half of the way, as in ``wise``, at temperature 1.
 
+    What is chosen suits one network, trained on fewer cases. An ensemble of several is less sure
+    of itself to begin with, so that the same temperature makes it a little shy.
+
     Parameters
     ----------
     cases, plan, method, objective, source, more, channels, checkpoints
@@ -77,7 +81,8 @@ def chosen_method(
         return Choice(method)
     subjects = sorted({case.subject for case in cases})
     usual = Choice(method.resolved(USUAL_SHARE))
-    if len(subjects) < 2:
+    if len(subjects) < 2 or not any(bool(_truth(case).any()) for case in cases):
+        log.info("nothing to choose by: share of the way back %s", USUAL_SHARE)
         return usual
     order = numpy_generator(plan.seed, "folds of auto").permutation(len(subjects))
     folds = min(method.folds, len(subjects))
@@ -105,8 +110,6 @@ def chosen_method(
                 after_training(network, plan, tried, source=source), left_out, plan=plan
             )
         ]
-        if not any(part.truth.any() for part in parts):
-            return usual
         temperature = fit_temperature(parts, mode=plan.regions.mode)
         nats = nll_nats(parts, temperature, mode=plan.regions.mode)
         rows.append({"share": share, "temperature": temperature, "nll_nats": nats})
@@ -115,7 +118,15 @@ def chosen_method(
         for fold in range(folds):
             _of_fold(checkpoints, fold).clear()
     log.info("share of the way back: %(share)s, temperature %(temperature).2f", best)
+    if not 1.01 * LEAST < best["temperature"] < 0.99 * MOST:
+        log.warning("temperature %(temperature).3g lies at an end of what is searched", best)
     return Choice(method.resolved(best["share"]), best["temperature"], rows)
+
+
+def _truth(case: TrainingCase) -> Tensor:
+    """Return what is lesion inside the brain, (r, *s); what is not known is not."""
+    known = case.known[int(case.has_background) :].view(-1, 1, 1, 1)
+    return (case.regions > 0.5) & known & case.brain
 
 
 def _strata(
@@ -127,20 +138,20 @@ def _strata(
     settings = PredictSettings(samples=_SAMPLES, device=device)
     strata: list[Stratum] = []
     for case in cases:
-        inside = case.brain.flatten().nonzero()[:, 0]
-        generator = torch_generator(plan.seed, "voxels of auto", case.identifier)
-        places = inside[torch.randperm(len(inside), generator=generator)[:_MOST_VOXELS]]
+        known = torch.nonzero(case.known[int(case.has_background) :]).flatten().tolist()
         box, shape = seen_box(case.image), case.brain.shape
         seen = case.image[(slice(None), *box)].contiguous()
-        samples = sample_probabilities(network, seen, head=hot, settings=settings)
-        chances = torch.stack(
-            [laid_back(one, box, shape=shape, mode=mode).flatten(1)[:, places] for one in samples]
-        )
-        logits = to_logits(chances, mode).mul_(HOT).cpu().numpy()
-        truth = case.regions.flatten(1)[:, places] > 0.5
-        whole = Stratum(logits, truth.numpy(), len(inside))
-        known = torch.nonzero(case.known[int(case.has_background) :]).flatten().tolist()
-        strata += [whole.of_region(i) for i in known] if mode == "regions" else [whole]
+        drawn = sample_probabilities(network, seen, head=hot, settings=settings)
+        chances = torch.stack([laid_back(one, box, shape=shape, mode=mode) for one in drawn])
+        truth, inside = _truth(case), case.brain.flatten()
+        lesion = truth.any(dim=0).flatten()
+        generator = torch_generator(plan.seed, "voxels of auto", case.identifier)
+        for places in ((inside & lesion).nonzero()[:, 0], (inside & ~lesion).nonzero()[:, 0]):
+            if len(places):
+                some = places[torch.randperm(len(places), generator=generator)[:_MOST_VOXELS]]
+                logits = to_logits(chances.flatten(2)[:, :, some], mode).mul_(HOT).cpu().numpy()
+                part = Stratum(logits, truth.flatten(1)[:, some].numpy(), len(places))
+                strata += [part.of_region(i) for i in known] if mode == "regions" else [part]
     return strata
 
 

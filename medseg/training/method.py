@@ -14,7 +14,7 @@ method          what it does
 ``gaussian``    variational, prior is a Gaussian around the source weights (Krishnan et al. 2020)
 ``dwp``         variational, filter prior learned from the source networks (Atanov et al. 2019)
 ``anchored``    variational, a filter stays by its source or follows the learned prior of ``dwp``
-``auto``        ``gaussian``, then back to the source where cross-validation clearly asks for it
+``auto``        ``gaussian``, then back to the source as far as cases left out ask for
 ==============  ====================================================================================
 """
 

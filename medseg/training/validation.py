@@ -14,9 +14,7 @@ from medseg.inference.settings import PredictSettings
 from medseg.metrics.overlap import dice
 
 
-def mean_dice_of(
-    cases: Sequence[TrainingCase], *, head: Head, samples: int = 1
-) -> Callable[[nn.Module], float]:
+def mean_dice_of(cases: Sequence[TrainingCase], *, head: Head) -> Callable[[nn.Module], float]:
     """Return a function that gives a network's mean DSC over cases and their known regions.
 
     Parameters
@@ -25,8 +23,6 @@ def mean_dice_of(
         At least one with a known region.
     head : Head
         How to read the logits.
-    samples : int
-        Posterior samples of a variational network.
 
     Raises
     ------
@@ -41,7 +37,7 @@ def mean_dice_of(
 
     def score(network: nn.Module) -> float:
         device = str(next(network.parameters()).device)
-        settings = PredictSettings(samples=samples, device=device)
+        settings = PredictSettings(samples=1, device=device)
         values = []
         for case in cases:
             mask = predict_prepared(network, case.image, head=head, settings=settings).mask

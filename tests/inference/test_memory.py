@@ -198,6 +198,31 @@ def test_an_own_window_is_left_alone_or_refused() -> None:
         fit(job(), memory_gib=2, window=(152, 188, 152))
 
 
+def test_windows_of_the_training_are_taken_where_they_fit(caplog: pytest.LogCaptureFixture) -> None:
+    chosen = job()
+    asked = PredictSettings(memory_gib=8.0)
+    trained = replace(asked, window=(96, 96, 96), overlap=0.25)
+    assert fitted(asked, job=chosen, device=CPU, trained=trained) == trained
+    assert not caplog.records
+    tight = replace(asked, memory_gib=2.0)
+    trained = replace(tight, window=(128, 128, 128), overlap=0.25)
+    found = fitted(tight, job=chosen, device=CPU, trained=trained)
+    assert found == fitted(tight, job=chosen, device=CPU)
+    assert windows_bytes(found, chosen) + chosen.fixed_bytes <= 2.0 * GIB
+    assert "do not fit into 2.00 GiB" in caplog.text
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_slices_of_a_window_are_as_many_as_fit(named: bool) -> None:
+    chosen = job(architecture=unet_2d(4, 3))
+    room = chosen.fixed_bytes + chosen.window_bytes(5 * 128 * 128)
+    window = PredictSettings(window=(128, 128), memory_gib=room / GIB)
+    asked = window if named else replace(window, window=None)
+    found = fitted(asked, job=chosen, device=CPU, trained=None if named else window)
+    assert found.window == (128, 128)
+    assert found.slices_per_batch in (4, 5)
+
+
 def test_too_little_memory_names_the_least_that_is_enough() -> None:
     with pytest.raises(ConfigError) as caught:
         fit(job(), memory_gib=0.5)

@@ -8,8 +8,9 @@ from torch import nn
 
 from medseg.data.regions import RegionSettings
 from medseg.errors import MedsegError
+from medseg.inference.compute import middle_of
 from medseg.inference.model import Model, ModelSpec, build_network
-from medseg.inference.plan import plan_prediction
+from medseg.inference.plan import plan_prediction, predict_image
 from medseg.inference.posterior import Head, predict_prepared, sample_probabilities
 from medseg.inference.settings import PredictSettings
 from medseg.networks.unet import UNetSettings
@@ -56,17 +57,37 @@ def test_windows_are_of_the_size_of_the_training() -> None:
     assert set(shapes(Head(REGIONS, window=(6, 8, 6)), windows="largest")) == {(12, 8, 10)}
 
 
-@pytest.mark.parametrize(("profile", "count"), [("fast", 4), ("default", 4), ("best", 9)])
+@pytest.mark.parametrize(("profile", "count"), [("fast", 9), ("default", 16), ("best", 25)])
 def test_profiles_differ_in_overlap(profile: str, count: int) -> None:
-    head, image = Head(REGIONS, window=(6, 8, 6)), torch.ones(2, 10, 8, 10)
+    head, image = Head(REGIONS, window=(8, 8, 8)), torch.ones(2, 21, 8, 21)
     assert len(shapes(head, image, profile=profile)) == count
 
 
-def test_a_model_plans_what_the_network_then_sees() -> None:
-    model = Model(build_network(SPEC).eval(), SPEC)
-    assert plan_prediction(model, IMAGE).window == (6, 8, 6)
-    untold = replace(SPEC, patch=None)
-    assert plan_prediction(Model(model.network, untold), IMAGE).window == (12, 8, 10)
+@pytest.mark.parametrize(("patch", "window"), [((6, 8, 6), (6, 8, 6)), (None, (12, 8, 10))])
+def test_a_model_plans_what_the_network_then_sees(patch: object, window: object) -> None:
+    spec = replace(SPEC, patch=patch)  # type: ignore[arg-type]
+    network, seen = build_network(spec).eval(), set()
+    network.register_forward_pre_hook(lambda _, given: seen.add(tuple(given[0].shape[2:])))
+    model, eager = Model(network, spec), PredictSettings(engine="eager")
+    assert plan_prediction(model, IMAGE, settings=eager).window == window
+    assert len(list(predict_image(model, IMAGE, settings=eager))) == 1
+    assert seen == {window}
+
+
+def test_a_network_of_slices_sees_parts_of_them() -> None:
+    architecture = replace(SPEC.architecture, dims=2)
+    spec = replace(SPEC, architecture=architecture, patch=(6, 8))
+    network, seen = build_network(spec).eval(), set()
+    network.register_forward_pre_hook(lambda _, given: seen.add(tuple(given[0].shape[2:])))
+    (found,) = predict_image(Model(network, spec), IMAGE, settings=PredictSettings(engine="eager"))
+    assert found.shape == (2, 12, 8, 10)
+    assert seen == {(6, 8)}
+
+
+def test_engines_are_compared_on_what_they_will_be_shown() -> None:
+    images = torch.arange(2.0 * 9 * 5 * 7).view(1, 2, 9, 5, 7)
+    assert torch.equal(middle_of(images, (3, 9, 4)), images[..., 3:6, :, 1:5])
+    assert torch.equal(middle_of(images, None), images)
 
 
 def test_a_patch_has_the_axes_of_the_network() -> None:
