@@ -102,7 +102,9 @@ def finetune_calibrated(
         )
         tested = replace(plan.target, source=SubsetSource(learned, left_out))
         held_out += held_out_cases(fold, tested, other_people=other_people)
-    fitted = calibrate(held_out, method="cross-fitted", predict=predict, settings=settings)
+    fitted = calibrate(
+        held_out, method="cross-fitted", predict=predict, settings=settings, model=model
+    )
     kept_as = save_calibration(model, out, fitted)
     shutil.rmtree(out / FOLDS)
     return replace(model, calibration=kept_as)

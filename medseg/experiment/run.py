@@ -61,9 +61,14 @@ class _Clock:
             self.seconds[name] = round(self.seconds.get(name, 0.0) + spent, 2)
 
 
+#: Raised when the same configuration comes to other numbers: cells of both must not meet in a table.
+RESULTS = 2
+
+
 def plan_key(plan: ExperimentPlan) -> str:
     """Return the hash of an experiment's configuration: what a resumed run must agree with."""
-    return hashlib.sha256(json.dumps(plan.config, sort_keys=True).encode()).hexdigest()
+    given = json.dumps([RESULTS, plan.config], sort_keys=True)
+    return hashlib.sha256(given.encode()).hexdigest()
 
 
 def run_experiment(
@@ -301,7 +306,7 @@ def _start(plan: ExperimentPlan, out: Path, key: str, *, resume: bool) -> dict[s
     if before.get("config_sha256") != key:
         raise ConfigError(
             f"A folder holds one experiment, but {out} holds another: "
-            f"{before.get('title')!r} with other settings.",
+            f"{before.get('title')!r} with other settings, or of another version of medseg.",
             hint="Give another output folder.",
         )
     if not resume:

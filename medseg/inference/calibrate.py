@@ -23,6 +23,7 @@ from medseg.data.regions import encode
 from medseg.errors import ConfigError, DataError
 from medseg.inference.conditions import conditions, joined
 from medseg.inference.evidence import count_of, doubts, shape_features
+from medseg.inference.model import Model
 from medseg.inference.predict import Prediction, predict_prepared_case
 from medseg.inference.provenance import versions
 from medseg.inference.settings import PredictSettings
@@ -58,6 +59,7 @@ def calibrate(
     method: Literal["held-out", "cross-fitted"] = "held-out",
     predict: PredictSettings | None = None,
     settings: CalibrationSettings | None = None,
+    model: Model | None = None,
 ) -> Calibration:
     """Return what labelled cases say of a model's probabilities, masks and volumes.
 
@@ -73,6 +75,8 @@ def calibrate(
         Whether all have the model itself, or each a network trained without it.
     predict : PredictSettings, optional
     settings : CalibrationSettings, optional
+    model : Model, optional
+        What the calibration is for, where that is not the model of the cases.
 
     Raises
     ------
@@ -95,7 +99,7 @@ def calibrate(
     n = _check(held_out, subjects, chosen)
     if method == "held-out":  # else it was said before any training
         warn_of_few(n, chosen)
-    model = held_out[0].model
+    model = model or held_out[0].model
     strata: dict[str, list[Stratum]] = {}
     for number, one in enumerate(held_out):
         strata.setdefault(one.subject, []).extend(strata_of(one, asked, chosen, number))
@@ -174,12 +178,14 @@ def warn_of_few(n: int, settings: CalibrationSettings) -> None:
 
 def _look(
     one: HeldOut,
-    temperatures: tuple[float, ...],
+    factors: tuple[float, ...],
     predict: PredictSettings,
     settings: CalibrationSettings,
 ) -> tuple[Prediction, list[_RegionEvidence]]:
     """Return the prediction of a case and what its reference says of it, on the case's grid."""
-    case, model = one.load(), replace(one.model, temperatures=temperatures)
+    own = one.model.spec.temperature
+    case = one.load()
+    model = replace(one.model, temperatures=tuple(own * factor for factor in factors))
     prediction = predict_prepared_case(model, prepared_for(one, case), settings=predict)
     label = case.label.data if case.label is not None else torch.zeros(case.grid.shape).int()
     truth, _ = encode(label, names=prediction.regions, definition=one.definition)

@@ -65,7 +65,11 @@ def prepared_for(one: HeldOut, case: Case) -> PreparedCase:
 def strata_of(
     one: HeldOut, predict: PredictSettings, settings: CalibrationSettings, number: int
 ) -> list[Stratum]:
-    """Return logits inside the brain: of voxels where something is at stake, and of the others."""
+    """Return logits inside the brain: of voxels where something is at stake, and of the others.
+
+    They are divided by the temperature of the model itself, so that those of networks of several
+    folds are of one kind.
+    """
     spec = one.model.spec
     hot = replace(one.model, temperatures=(HOT,) * len(spec.regions.names))
     prepared = prepared_for(one, one.load())
@@ -78,7 +82,7 @@ def strata_of(
     ):
         chances = sample.chunk(2)[0] if spec.has_share else sample
         kept.append(chances[:, prepared.brain])
-    logits = to_logits(torch.stack(kept), spec.regions.mode).mul_(HOT)
+    logits = to_logits(torch.stack(kept), spec.regions.mode).mul_(HOT / spec.temperature)
     mean = to_probabilities(logits, mode=spec.regions.mode).mean(dim=0)[-len(truth) :]
     doubtful = ((mean - 0.5).abs() < settings.doubtful) | ((mean > 0.5) != truth)
     at_stake = doubtful.any(dim=0)
@@ -95,7 +99,7 @@ def strata_of(
 
 
 def fit_temperatures(strata: Sequence[Stratum], model: Model) -> list[dict[str, float]]:
-    """Return the temperature of each region and what it mends; classes share one.
+    """Return the temperature of each region for a model and what it mends; classes share one.
 
     Raises
     ------
@@ -117,10 +121,10 @@ def fit_temperatures(strata: Sequence[Stratum], model: Model) -> list[dict[str, 
             log.warning("temperature %.3g lies at an end of what is searched", fitted)
         fits.append(
             {
-                "temperature": fitted,
-                "nll_before_nats": temperature.nll_nats(part, model.spec.temperature, mode=mode),
+                "temperature": fitted * model.spec.temperature,
+                "nll_before_nats": temperature.nll_nats(part, 1.0, mode=mode),
                 "nll_after_nats": temperature.nll_nats(part, fitted, mode=mode),
-                "ece_before": temperature.expected_error(part, model.spec.temperature, mode=mode),
+                "ece_before": temperature.expected_error(part, 1.0, mode=mode),
                 "ece_after": temperature.expected_error(part, fitted, mode=mode),
             }
         )
@@ -133,8 +137,8 @@ def temperatures_left_out(
     """Return the temperatures of each region that a subject's case is judged with.
 
     They are fitted to all other subjects: a subject's own masks must not mend the probabilities
-    that these masks are then compared with, as those of the next case cannot. The model's own where
-    no other subject has the region.
+    that these masks are then compared with, as those of the next case cannot. In units of the
+    model's own; 1 where no other subject has the region.
 
     Parameters
     ----------
@@ -148,7 +152,7 @@ def temperatures_left_out(
         fitted = tuple(
             temperature.fit_temperature(part, mode=mode)
             if any(one.truth.any() for one in part)
-            else model.spec.temperature
+            else 1.0
             for part in _parts(others, model)
         )
         found[subject] = fitted if mode == "regions" else fitted * len(names)

@@ -121,6 +121,32 @@ def test_any_boldness_is_made_up_for(factor: float, mode: str) -> None:
     assert lesion.temperature == pytest.approx(factor, rel=0.06)
 
 
+def test_a_model_with_a_temperature_of_its_own_gets_the_same(fitted: Calibration) -> None:
+    cases = [case(number) for number in range(8)] + [case(8, empty=True)]
+    told = Model(Bold(), replace(spec(), temperature=2.0))
+    found = calibrate(held_out(cases, told), predict=PREDICT, settings=SHARE_TRUE)
+    assert found.temperatures == pytest.approx(fitted.temperatures, rel=1e-3)
+    assert found.regions["lesion"].nll_before_nats < fitted.regions["lesion"].nll_before_nats
+    assert found.regions["lesion"].missed_share == pytest.approx(
+        fitted.regions["lesion"].missed_share, abs=1e-3
+    )
+
+
+def test_folds_that_are_bold_in_their_own_ways_are_put_on_one_scale(fitted: Calibration) -> None:
+    """Each network of a fold is told its temperature; the model's is on top of it."""
+    cases = [case(number) for number in range(8)] + [case(8, empty=True)]
+    folds = [
+        HeldOut(
+            one.identifier, one.subject, Model(Bold(b), replace(spec(), temperature=b / 3)), *rest
+        )
+        for one, b in zip(cases, (1.5, 3.0, 6.0) * 3, strict=True)
+        for rest in [(lambda one=one: one, {"lesion": (1,)})]
+    ]
+    model = Model(Bold(6.0), replace(spec(), temperature=2.0))
+    found = calibrate(folds, predict=PREDICT, settings=SHARE_TRUE, model=model)
+    assert found.temperatures == pytest.approx([2 * fitted.temperatures[0]], rel=1e-3)
+
+
 def test_lesions_are_compared_with_the_reference(fitted: Calibration) -> None:
     # One network is one sample, so that each lesion is in all of them; that of the empty case is
     # none.
