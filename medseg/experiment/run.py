@@ -61,7 +61,7 @@ class _Clock:
             self.seconds[name] = round(self.seconds.get(name, 0.0) + spent, 2)
 
 
-#: Raised when the same configuration comes to other numbers: cells of both must not meet in a table.
+#: Raised when the same configuration comes to other numbers: no table has cells of both.
 RESULTS = 2
 
 
