@@ -41,10 +41,10 @@ def test_each_way_shows_what_its_name_says() -> None:
 
 
 def test_own_cases_are_kept_apart() -> None:
-    row = {"way": "w", "region": "core", "subset": 0, "nll_nats": 0.1}
+    row = {"network": "n", "way": "w", "region": "core", "subset": 0, "nll_nats": 0.1}
     rows = [
         {**row, "subject": "a", "own": True, "dsc": 0.9},
         {**row, "subject": "b", "own": False, "dsc": 0.5},
         {**row, "subject": "c", "own": False, "dsc": 0.7},
     ]
-    assert "| w | 0.600 [0.500, 0.700] | 0.1000 | 0.900 |" in window_table.table(rows)
+    assert "| n | w | 0.600 [0.500, 0.700] | 0.1000 | 0.900 |" in window_table.table(rows)

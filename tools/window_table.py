@@ -1,8 +1,8 @@
 """What it matters how much a network is shown at once.
 
-Plain fine-tuning on each subset of an experiment; the same networks then see test cases, and those
-they were trained on, in whole volumes, in the box of the brain, and in windows. RUN gives sources,
-subsets and test subjects.
+Plain fine-tuning on each subset of an experiment, the source, and the weights half of the way back
+to it; each network sees test cases, and those it was trained on, in whole volumes, in the box of the
+brain, and in windows. RUN gives sources, subsets and test subjects.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from statistics import fmean
 
@@ -26,9 +28,13 @@ from medseg.inference.posterior import Head, predict_prepared, sample_probabilit
 from medseg.inference.settings import PredictSettings
 from medseg.metrics.calibration import negative_log_likelihood_nats
 from medseg.metrics.overlap import dice
+from medseg.training.finish import after_training
 from medseg.training.learn import learn
 from medseg.training.method import MethodSettings
 
+PLAIN = MethodSettings(method="pr")
+#: Name of a network -> share of the way from plain fine-tuning back to the source.
+NETWORKS = {"plain fine-tuning": 0.0, "half of the way back": 0.5, "the source": 1.0}
 Row = dict[str, object]
 
 
@@ -48,24 +54,28 @@ def measure(run: Path) -> list[Row]:
     config.write_text(yaml.safe_dump(record["config"]), encoding="utf-8")
     least = min(load_plan(str(config)).protocol.few_shot.sizes)
     plan = load_plan(str(config), [f"protocol.few_shot.sizes=[{least}]"])
-    name = next(iter(plan.sources))
-    source = make_source(plan, name, run, key=record["config_sha256"])
+    origin = next(iter(plan.sources))
+    source = make_source(plan, origin, run, key=record["config_sha256"])
     cases = training_cases(plan.target, plan, regions=plan.protocol.regions, allow_missing=False)
     subsets, held = few_shot_parts(plan, run)
     rows: list[Row] = []
     for number, subset in enumerate(subsets):
-        cell = Cell("pr", name, subset.size, str(number))
+        cell = Cell("pr", origin, subset.size, str(number))
         training = CellTraining(plan, run).training_plan(cell)
         own = [case for case in cases if case.subject in subset.subjects]
         others = [case for case in cases if case not in own and (case.subject in held or not held)]
-        network, _ = learn(own, training, MethodSettings(method="pr"), source=source)
+        trained, _ = learn(own, training, PLAIN, source=source)
         head = Head(training.regions, training.architecture.dims)
-        for way, (margin, settings) in ways(training.patch.size).items():
+        for (name, share), (way, (margin, settings)) in product(
+            NETWORKS.items(), ways(training.patch.size).items()
+        ):
+            method = replace(PLAIN, wise_share=share)
+            network = after_training(trained, training, method, source=source)
             for case in (*own, *others):
                 chances = seen(network, case, head=head, margin=margin, settings=settings)
                 for index, region in enumerate(head.regions.names):
                     chance, truth = chances[index].numpy(), case.regions[index].numpy() > 0.5
-                    row = {"way": way, "region": region, "own": case in own}
+                    row = {"network": name, "way": way, "region": region, "own": case in own}
                     row |= {"subset": number, "subject": case.subject}
                     row["dsc"] = dice((chance > 0.5) & case.brain.numpy(), truth)
                     row["nll_nats"] = negative_log_likelihood_nats(
@@ -105,16 +115,20 @@ def seen(
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Return a Markdown table with a row per way of looking."""
+    """Return a Markdown table with a row per network and way of looking."""
     regions = list(dict.fromkeys(str(row["region"]) for row in rows))
-    head = ["shown at once"]
+    head = ["network", "shown at once"]
     for region in regions:
         head += [f"{region}: DSC [95 %]", "NLL", "DSC on own training cases"]
     lines = [head, ["---"] * len(head)]
-    for way in dict.fromkeys(str(row["way"]) for row in rows):
-        line = [way]
+    for pair in dict.fromkeys((str(row["network"]), str(row["way"])) for row in rows):
+        line = list(pair)
         for region in regions:
-            mine = [row for row in rows if row["way"] == way and row["region"] == region]
+            mine = [
+                row
+                for row in rows
+                if (row["network"], row["way"], row["region"]) == (*pair, region)
+            ]
             test, own = ([row for row in mine if row["own"] is flag] for flag in (False, True))
             dsc = [float(str(row["dsc"])) for row in test]
             found = bootstrap_mean_interval(dsc, [str(row["subject"]) for row in test], seed=0)
