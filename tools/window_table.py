@@ -1,7 +1,7 @@
 """What it matters how much a network is shown at once.
 
-Plain fine-tuning on each subset of an experiment, the source, and the weights half of the way back
-to it; each network sees test cases, and those it was trained on, in whole volumes, in the box of the
+Plain fine-tuning on each subset of an experiment, the source, and weights half of the way back to
+it; each network sees test cases, and those it was trained on, in whole volumes, in the box of the
 brain, and in windows. RUN gives sources, subsets and test subjects.
 """
 
