@@ -231,6 +231,18 @@ def test_the_kind_can_be_given(tmp_path: Path, source: Path) -> None:
     assert load_model(tmp_path / "out").spec.regions.names == ("whole",)
 
 
+def test_a_source_of_other_regions_is_asked_how_far_to_go_back(
+    tmp_path: Path, source: Path
+) -> None:
+    write_case(tmp_path / "alike" / "p1", labels=1)
+    argv = ("finetune", tmp_path / "alike", "--source", source, "--kind", "brats", *FAST)
+    regions = ("--set", "members=1", "protocol.regions.names=[core]")
+    assert run(*argv, "--set", "members=1", "--out", tmp_path / "same") == 0
+    assert load_model(tmp_path / "same").spec.method == "wise"
+    assert run(*argv, *regions, "--out", tmp_path / "other") == 0
+    assert load_model(tmp_path / "other").spec.method == "auto"
+
+
 def test_a_real_tumour_is_trained_on(tmp_path: Path, shared_data: Path) -> None:
     source = save_source(tmp_path / "source", spacing_mm=8.0)
     folder, out = shared_data / "tumour_brats2013" / "pat0001", tmp_path / "out"

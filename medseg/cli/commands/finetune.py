@@ -21,13 +21,14 @@ def finetune(
     ],
     out: Annotated[Path, typer.Option(help="Model folder to write.")],
     method: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="auto (five variational networks, nearer to the source where cases left out ask "
-            "for it), ri, pr, prf, l2sp, wise, resampled, mc_dropout, swag, gaussian, "
-            "dwp or anchored."
+            help="auto (five variational networks, as near to the source as cases left out ask "
+            "for), ri, pr, prf, l2sp, wise, resampled, mc_dropout, swag, gaussian, dwp or "
+            "anchored. Left out: five of wise where the source predicts the target's regions, "
+            "else auto."
         ),
-    ] = "auto",
+    ] = None,
     source: Annotated[
         list[Path] | None,
         typer.Option(
@@ -110,16 +111,19 @@ def finetune(
     from medseg.inference.model import load_model
 
     _check_calibration(calibrate, coverage, other_people)
-    several = ["members=5"] if method == "auto" else []
-    arm = load_arm(method, [*several, *(options or ())], objective=objective, scans=scans)
-    chosen = arm.method
-    _check_needs(chosen, source=source, prior=prior, kernels=kernels)
+    load = partial(load_arm, objective=objective, scans=scans)
+    several = ["members=5"] if method in (None, "auto") else []
+    arm = load(method or "auto", [*several, *(options or ())])
+    _check_needs(arm.method, source=source, prior=prior, kernels=kernels)
     models = [load_model(folder, ignore_calibration=True) for folder in source or ()]
     spec = models[0].spec if models else None
     command = f"medseg finetune {data}"
     plan = plan_for(data, overrides or (), kind=kind, source=spec, command=command)
     _check_channels(plan, spec)
+    if method is None and spec is not None and _knows(spec, plan):
+        arm = load("wise", [*several, *(options or ())])
     begin(out)
+    log.info("method %s", arm.label)
     log.info("%s: %d cases (%s)", plan.title, len(plan.target.source), plan.target.source.name)
     loaded = source_from(*models, prior=prior, kernels=kernels) if models else None
     train = finetune_target
@@ -132,7 +136,7 @@ def finetune(
         )
     train(
         plan,
-        chosen,
+        arm.method,
         source=loaded,
         out=out,
         key=plan_key(plan),
@@ -140,6 +144,15 @@ def finetune(
         scans=scans,
     )
     typer.echo(str(out))
+
+
+def _knows(spec: "ModelSpec", plan: "ExperimentPlan") -> bool:
+    """Return whether a source predicts every region of the target.
+
+    Then five networks averaged half of the way back to it were the best of all that was compared
+    on semi-real tumours (README). A fresh head has nothing to go back to: there ``auto`` asks.
+    """
+    return set(plan.protocol.regions.names) <= set(spec.regions.names)
 
 
 def _check_calibration(folds: int, coverage: float | None, other_people: bool) -> None:
