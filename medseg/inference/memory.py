@@ -297,8 +297,7 @@ def fitted(
     device : torch.device
         On a GPU the bound is about its memory, which holds weights and windows only.
     trained : PredictSettings, optional
-        The same with windows of the size that the network was trained on, which are taken where
-        they fit.
+        The same with windows of the size of the training, which are taken where they fit.
 
     Raises
     ------
@@ -306,27 +305,21 @@ def fitted(
         Not even the smallest window fits, or not the one that was asked for.
     """
     fixed = job.weights_held if device.type == "cuda" else job.fixed_bytes
-    asked = settings.memory_gib
-    budget = free_bytes(device) if asked is None else int(asked * GIB)
+    given = settings.memory_gib
+    budget = free_bytes(device) if given is None else int(given * GIB)
     most = job.most_voxels(budget - fixed)
     if settings.window is not None:
         needed = _cut(settings.window, job)
-        if asked is not None:
+        if given is not None:
             _check(job, fixed, budget, needed, most)
         return _batched(settings, job, most // needed)
     _check(job, fixed, budget, job.least_voxels(), most)
     if trained is not None and trained.window is not None:
-        together = most // _cut(trained.window, job)
-        if together > 0:
+        if (together := most // _cut(trained.window, job)) > 0:
             return _batched(trained, job, together)
-        log.warning(
-            "windows of the size of the training, %s voxels, do not fit into %.2f GiB: in smaller "
-            "ones masks may be others",
-            " x ".join(map(str, trained.window)),
-            budget / GIB,
-        )
-    chosen = _sliced(settings, job, most) if job.architecture.dims == 2 else None
-    chosen = chosen or _windowed(settings, job, most)
+        size, gib = " x ".join(map(str, trained.window)), budget / GIB
+        log.warning("windows as in training (%s) do not fit into %.2f GiB", size, gib)
+    chosen = _sliced(settings, job, most) or _windowed(settings, job, most)
     window = chosen.window or job.window_shape
     together = chosen.slices_per_batch if job.architecture.dims == 2 else 1
     log.log(
@@ -347,9 +340,8 @@ def _cut(window: Sequence[int], job: Job) -> int:
 
 def _batched(settings: PredictSettings, job: Job, together: int) -> PredictSettings:
     """Return settings with no more slices at once than fit, but one."""
-    if job.architecture.dims == 3:
-        return settings
-    return replace(settings, slices_per_batch=min(max(1, together), settings.slices_per_batch))
+    most = settings.slices_per_batch if job.architecture.dims == 3 else max(1, together)
+    return replace(settings, slices_per_batch=min(most, settings.slices_per_batch))
 
 
 def _check(job: Job, fixed: int, budget: int, needed: int, most: int) -> None:
@@ -366,9 +358,9 @@ def _check(job: Job, fixed: int, budget: int, needed: int, most: int) -> None:
 def _sliced(settings: PredictSettings, job: Job, most: int) -> PredictSettings | None:
     """Return settings with as many whole slices at once as fit, or None where not one does."""
     together = most // math.prod(job.window_shape)
-    if together == 0:
+    if together == 0 or job.architecture.dims == 3:
         return None
-    return replace(settings, slices_per_batch=min(together, settings.slices_per_batch))
+    return _batched(settings, job, together)
 
 
 def _windowed(settings: PredictSettings, job: Job, most: int) -> PredictSettings:
