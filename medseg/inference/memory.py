@@ -305,12 +305,11 @@ def fitted(
         Not even the smallest window fits, or not the one that was asked for.
     """
     fixed = job.weights_held if device.type == "cuda" else job.fixed_bytes
-    given = settings.memory_gib
-    budget = free_bytes(device) if given is None else int(given * GIB)
+    budget = free_bytes(device) if settings.memory_gib is None else int(settings.memory_gib * GIB)
     most = job.most_voxels(budget - fixed)
     if settings.window is not None:
         needed = _cut(settings.window, job)
-        if given is not None:
+        if settings.memory_gib is not None:
             _check(job, fixed, budget, needed, most)
         return _batched(settings, job, most // needed)
     _check(job, fixed, budget, job.least_voxels(), most)
