@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,68 +18,101 @@ _QUANTILES = np.linspace(0.60, 0.995, 40)
 
 @dataclass(frozen=True)
 class Thresholds:
-    """One threshold on FLAIR for the outer region, one on T1c inside it for the inner ones.
+    """One threshold on FLAIR for the outer region, others on T1c inside it.
 
     Parameters
     ----------
     outer : float
         Of the first channel named ``flair``, in standard deviations of the brain.
     inner : float
-        Of the second channel, inside the (filled, dilated) outer mask.
+        Of the last channel, inside the (filled) outer mask; what is enclosed by it counts too.
+    bright : float
+        Of the last channel, for what is bright by itself.
     """
 
     outer: float
     inner: float
+    bright: float
 
 
-def threshold_masks(case: TrainingCase, cuts: Thresholds) -> tuple[Mask, Mask]:
-    """Return the outer and the inner mask of a case, both of shape (x, y, z).
+@dataclass(frozen=True)
+class ThresholdMasks:
+    """What the thresholds find in a case, each mask of shape (x, y, z).
 
-    Outer: the largest component above the cut after a smoothing of one voxel, filled. Inner: above
-    the other cut inside the outer one, with holes filled, so that a dark centre counts.
+    Parameters
+    ----------
+    outer : numpy.ndarray
+        The largest component above the cut after a smoothing of one voxel, filled.
+    inner : numpy.ndarray
+        Above its cut inside the outer one, with holes filled, so that a dark centre counts.
+    bright : numpy.ndarray
+        Above its cut inside the outer one, without what it encloses.
     """
-    brain = case.brain.numpy()
-    flair = ndimage.gaussian_filter(case.image[0].numpy(), 1.0)
-    outer = _largest((flair > cuts.outer) & brain)
-    outer = np.asarray(ndimage.binary_fill_holes(outer), dtype=bool)
-    bright = case.image[-1].numpy() > cuts.inner
-    inner = ndimage.binary_fill_holes(bright & outer)
-    return outer, np.asarray(inner, dtype=bool)
+
+    outer: Mask
+    inner: Mask
+    bright: Mask
 
 
-def fit_thresholds(cases: Sequence[TrainingCase], *, outer: int, inner: int) -> Thresholds:
+def threshold_masks(case: TrainingCase, cuts: Thresholds) -> ThresholdMasks:
+    """Return the masks of a case."""
+    outer, contrast = _outer(case, cuts.outer), case.image[-1].numpy()
+    bright = (contrast > cuts.bright) & outer
+    return ThresholdMasks(outer, _filled((contrast > cuts.inner) & outer), bright)
+
+
+def fit_thresholds(
+    cases: Sequence[TrainingCase], *, outer: int, inner: int, bright: int | None = None
+) -> Thresholds:
     """Return the cuts with the best mean DSC on ``cases``.
 
     Parameters
     ----------
     cases : sequence of TrainingCase
         The channels begin with FLAIR and end with T1c.
-    outer, inner : int
-        Numbers of the outer and the inner region.
+    outer, inner, bright : int
+        Numbers of the regions; without ``bright`` its cut is that of the inner one.
     """
-    flair = np.concatenate([case.image[0][case.brain].numpy() for case in cases])
-    contrast = np.concatenate([case.image[-1][case.brain].numpy() for case in cases])
-    best, cut_outer = -1.0, 0.0
-    for cut in np.quantile(flair, _QUANTILES):
-        score = _mean_dice(cases, Thresholds(float(cut), 0.0), channel=outer, which=0)
-        if score > best:
-            best, cut_outer = score, float(cut)
-    best, cut_inner = -1.0, 0.0
-    for cut in np.quantile(contrast, _QUANTILES):
-        score = _mean_dice(cases, Thresholds(cut_outer, float(cut)), channel=inner, which=1)
-        if score > best:
-            best, cut_inner = score, float(cut)
-    return Thresholds(cut_outer, cut_inner)
+    outside = _best_cut(cases, 0, region=outer, masks=_outer)
+    found = {id(case): _outer(case, outside) for case in cases}
+
+    def bright_of(case: TrainingCase, cut: float) -> Mask:
+        return (case.image[-1].numpy() > cut) & found[id(case)]
+
+    def inner_of(case: TrainingCase, cut: float) -> Mask:
+        return _filled(bright_of(case, cut))
+
+    inside = _best_cut(cases, -1, region=inner, masks=inner_of)
+    if bright is None:
+        return Thresholds(outside, inside, inside)
+    return Thresholds(outside, inside, _best_cut(cases, -1, region=bright, masks=bright_of))
 
 
-def _mean_dice(
-    cases: Sequence[TrainingCase], cuts: Thresholds, *, channel: int, which: int
+def _best_cut(
+    cases: Sequence[TrainingCase],
+    channel: int,
+    *,
+    region: int,
+    masks: Callable[[TrainingCase, float], Mask],
 ) -> float:
-    scores = [
-        dice(threshold_masks(case, cuts)[which], case.regions[channel].numpy() > 0.5)
-        for case in cases
-    ]
-    return float(np.mean(scores))
+    values = np.concatenate([case.image[channel][case.brain].numpy() for case in cases])
+    cuts = [float(cut) for cut in np.quantile(values, _QUANTILES)]
+    truths = [case.regions[region].numpy() > 0.5 for case in cases]
+
+    def score(cut: float) -> float:
+        pairs = zip(cases, truths, strict=True)
+        return float(np.mean([dice(masks(case, cut), truth) for case, truth in pairs]))
+
+    return max(cuts, key=score)
+
+
+def _outer(case: TrainingCase, cut: float) -> Mask:
+    flair = ndimage.gaussian_filter(case.image[0].numpy(), 1.0)
+    return _filled(_largest((flair > cut) & case.brain.numpy()))
+
+
+def _filled(mask: Mask) -> Mask:
+    return np.asarray(ndimage.binary_fill_holes(mask), dtype=bool)
 
 
 def _largest(mask: Mask) -> Mask:

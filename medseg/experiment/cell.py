@@ -206,16 +206,19 @@ def is_done(cell: Cell, out: Path) -> bool:
 
 
 def run_threshold(cell: Cell, data: CellData, writer: CellWriter, plan: ExperimentPlan) -> None:
-    """Score the thresholds that are best on the training cases; regions are (inner, outer)."""
+    """Score the thresholds that are best on the training cases, one for each region they know."""
     names = plan.protocol.regions.names
     outer = names.index("whole") if "whole" in names else len(names) - 1
     inner = names.index("core") if "core" in names else 0
-    cuts = fit_thresholds(data.train, outer=outer, inner=inner)
+    bright = names.index("enhancing") if "enhancing" in names else None
+    cuts = fit_thresholds(data.train, outer=outer, inner=inner, bright=bright)
     for case in data.test:
         masks = torch.zeros(case.regions.shape, dtype=torch.bool)
-        found_outer, found_inner = threshold_masks(case, cuts)
-        masks[outer] = torch.from_numpy(found_outer)
-        masks[inner] = torch.from_numpy(found_inner)
+        found = threshold_masks(case, cuts)
+        masks[outer] = torch.from_numpy(found.outer)
+        masks[inner] = torch.from_numpy(found.inner)
+        if bright is not None:
+            masks[bright] = torch.from_numpy(found.bright)
         writer.add(case, masks)
     writer.close()
 

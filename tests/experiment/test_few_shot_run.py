@@ -11,6 +11,7 @@ import pytest
 from filelock import FileLock
 
 from medseg.config.build import load_plan
+from medseg.data.regions import RegionSettings
 from medseg.errors import ConfigError, DataError
 from medseg.experiment import cell as cell_module
 from medseg.experiment import run as experiment_run
@@ -318,18 +319,25 @@ def test_scores_need_a_voxel_size(plan: ExperimentPlan, tmp_path: Path) -> None:
 
 
 def test_thresholds_are_the_best_on_their_training_cases(plan: ExperimentPlan) -> None:
-    cases = training_cases(plan.target, plan, regions=plan.protocol.regions, allow_missing=False)
-    cuts = fit_thresholds(cases[:1], outer=1, inner=0)
-    truth = cases[0].target[1].numpy() > 0.5
-    best = dice(threshold_masks(cases[0], cuts)[0], truth)
-    assert best > 0.2, "a tumour is bright on FLAIR"
-    for factor in (0.7, 1.5):
-        other = replace(cuts, outer=cuts.outer * factor)
-        assert dice(threshold_masks(cases[0], other)[0], truth) <= best + 0.05
+    regions = RegionSettings(names=("core", "whole", "enhancing"))
+    cases = training_cases(plan.target, plan, regions=regions, allow_missing=False)
+    learnt = next(case for case in cases if case.regions[2].any())
+    cuts = fit_thresholds([learnt], outer=1, inner=0, bright=2)
+    assert fit_thresholds([learnt], outer=1, inner=0) == replace(cuts, bright=cuts.inner)
+
+    def score(name: str, channel: int, factor: float) -> float:
+        moved = replace(cuts, **{name: getattr(cuts, name) * factor})
+        mask = getattr(threshold_masks(learnt, moved), name)
+        return dice(mask, learnt.regions[channel].numpy() > 0.5)
+
+    for name, channel in (("outer", 1), ("inner", 0), ("bright", 2)):
+        best = score(name, channel, 1.0)
+        assert best > 0.2, "a tumour is bright on FLAIR, and its rim on T1c"
+        assert max(score(name, channel, factor) for factor in (0.7, 1.5)) <= best + 0.05
     for case in cases:
-        outer, inner = threshold_masks(case, cuts)
-        assert not (inner & ~outer).any()
-        assert not (outer & ~case.brain.numpy()).any() or not case.brain.numpy().all()
+        found = threshold_masks(case, cuts)
+        assert not ((found.inner | found.bright) & ~found.outer).any()
+        assert not (found.outer & ~case.brain.numpy()).any() or not case.brain.numpy().all()
 
 
 def test_the_report_shows_the_examples(finished: Path, tmp_path: Path) -> None:
