@@ -59,3 +59,18 @@ def test_a_curve_needs_two_sizes(tmp_path: Path) -> None:
     write_table(tmp_path / "scores.tsv", scores[:3])
     with pytest.raises(SystemExit, match="two numbers"):
         experiment_table.draw(tmp_path, tmp_path / "none.svg")
+
+
+def test_the_nats_are_those_of_the_last_third(tmp_path: Path) -> None:
+    write_json(tmp_path / "run.json", {"config": {}, "regions": ["core"]})
+    write_table(tmp_path / "scores.tsv", [{**ARM, "case": "c", "subject": "c", "dsc": 0.5}])
+    write_table(tmp_path / "summary.tsv", [{**ARM, **SCORES}])
+    for member, data in enumerate((10.0, 30.0)):
+        steps = [
+            {"step": step, "data_nats": 900 if step < 5 else data, "kl_nats": 2000 + step}
+            for step in range(1, 7)
+        ]
+        folder = tmp_path / "histories"
+        folder.mkdir(exist_ok=True)
+        write_table(folder / f"auto_x5_generated_n5_0_member{member}.tsv", steps)
+    assert "| Auto (×5) | 5 | 20 | 2006 | 2 |" in experiment_table.nats(tmp_path)

@@ -1,18 +1,22 @@
 """README's tables of a finished experiment, from its own tables alone.
 
 One table has a row per arm: DSC with its interval over subjects, NLL, ECE and what uncertainty is
-worth. The other holds one arm against all others, pair by pair.
+worth. Another holds one arm against all others, pair by pair; a third, on demand, says what data
+and prior cost at the end of variational training.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from medseg.io.atomic import read_table, write_text
 from medseg.report.arms import look_of
+from medseg.report.curves import groups_of
 from medseg.report.plots import learning_curve
 from medseg.report.run_folder import read_run
 from medseg.report.statistics import summaries
@@ -27,10 +31,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("run", type=Path)
     parser.add_argument("--arm", default="auto_x5", help="the method held against the others")
     parser.add_argument("--source", default="", help="its source; the first found if not given")
+    parser.add_argument("--nats", action="store_true", help="show data and KL terms too")
     parser.add_argument("--figure", type=Path, help="write the learning curves there, as SVG")
     arguments = parser.parse_args(argv)
     print(table(arguments.run))
     print(against(arguments.run, arguments.arm, arguments.source))
+    if arguments.nats:
+        print(nats(arguments.run))
     if arguments.figure is not None:
         draw(arguments.run, arguments.figure)
     return 0
@@ -99,6 +106,30 @@ def against(run: Path, method: str, source: str) -> str:
             )
         )
     return "\n".join(out) + "\n"
+
+
+def nats(run: Path) -> str:
+    """Return a Markdown table of the data and KL terms over the last third of training.
+
+    Means over steps, subsets, seeds and members; the data term is scaled to all training voxels,
+    the KL term is that of all kernels, up to log Z where the prior is not normalised.
+    """
+    found = read_run(run)
+    sources = list(dict.fromkeys(row["source"] for row in read_table(run / "summary.tsv")))
+    head = ["arm", "N", "data (nats)", "KL (nats)", "runs"]
+    out = [_line(head), _line(["---"] * len(head))]
+    for group in groups_of(found.histories, sources):
+        if not group.has_kl:
+            continue
+        runs = list(group.histories.values())
+        cells = [_late_mean(runs, column) for column in ("data_nats", group.kl_term[0])]
+        numbers = [f"{cell:.3g}" if cell < 1000 else f"{cell:.0f}" for cell in cells]
+        out.append(_line([look_of(group.method).short, str(group.n), *numbers, str(len(runs))]))
+    return "\n".join(out) + "\n"
+
+
+def _late_mean(runs: Sequence[Mapping[str, np.ndarray]], column: str) -> float:
+    return float(np.mean([run[column][-(len(run[column]) // 3) :].mean() for run in runs]))
 
 
 def _regions(run: Path) -> list[str]:
