@@ -45,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("run", type=Path, help="folder of a finished experiment")
     add("--method", default="gaussian")
+    add("--members", type=int, default=1, help="networks of a model (default: 1)")
     add("--source", help="the first of the experiment if not given")
     add("--size", type=int, default=10, help="training subjects; 90 %% takes nine (default: 10)")
     add("--folds", type=int, default=5)
@@ -52,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     rows = measure(
         chosen.run.resolve(),
-        MethodSettings(method=chosen.method),
+        MethodSettings(method=chosen.method, members=chosen.members),
         source=chosen.source,
         size=chosen.size,
         folds=chosen.folds,
