@@ -37,11 +37,23 @@ def test_tables_hold_the_numbers_of_the_run(tmp_path: Path, capsys) -> None:
     write_table(
         tmp_path / "paired.tsv", [{**ARM, **PAIR}, {**ARM, **PAIR, "method": "pr", "p_holm": 1}]
     )
+    cases = {"subset": "a", "seed": 0}
+    arms = [("auto_x5", "generated", (0.5, 0.9)), ("pr", "generated", (0.8, 0.2))]
+    write_table(
+        tmp_path / "scores.tsv",
+        [
+            {**ARM, **cases, "method": method, "source": source, "case": str(case), "dsc": dsc}
+            for method, source, scores in [*arms, ("ri", "none", (1.0, 1.0))]
+            for case, dsc in enumerate(scores)
+        ],
+    )
     assert experiment_table.main([str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(" | ")[0] for line in lines[2:4]] == ["| Threshold", "| Auto (×5)"]
     assert "0.400 [, ]" in lines[2]
     assert "0.712 [0.650, 0.770] | 0.0612 | 0.0200 | +0.031 [+0.020, +0.040]" in lines[3]
+    best = "| 5 | core | 2 | auto_x5, generated | 0.700 | 0.850 | -1.000 | -1.000 |"
+    assert best in lines, "the mean of .8 and .9, and nothing of what has no source"
     (pair,) = [line for line in lines if "PR (×5)" in line]
     assert "+0.020 [+0.010, +0.030] | 0.040 | -0.020 [-0.030, -0.010] | 40 | 360" in pair
 

@@ -1,8 +1,9 @@
 """README's tables of a finished experiment, from its own tables alone.
 
 One table has a row per arm: DSC with its interval over subjects, NLL, ECE and what uncertainty is
-worth. Another holds one arm against all others, pair by pair; a third, on demand, says what data
-and prior cost at the end of variational training.
+worth. Another holds one arm against all others, pair by pair; a third says how much better than the
+best arm the best of all arms would be, chosen case by case in sight of the truth; a fourth, on
+demand, what data and prior cost at the end of variational training.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     print(table(arguments.run))
     print(against(arguments.run, arguments.arm, arguments.source))
+    print(ceiling(arguments.run))
     if arguments.nats:
         print(nats(arguments.run))
     if arguments.figure is not None:
@@ -105,6 +107,34 @@ def against(run: Path, method: str, source: str) -> str:
                 ]
             )
         )
+    return "\n".join(out) + "\n"
+
+
+def ceiling(run: Path) -> str:
+    """Return a Markdown table of what choosing between arms could give at most.
+
+    Of the arms that start from a source and learn from the target: mean DSC of the best, mean over
+    cases of the best DSC of any, and the correlation of the best arm's DSC with that of each other
+    over the same cases.
+    """
+    scores: dict[tuple[int, str], dict[str, dict[tuple[str, ...], float]]] = {}
+    for row in read_table(run / "scores.tsv"):
+        if row["source"] != "none" and int(row["n"]) > 0 and row["dsc"] != "n/a":
+            arm = f"{row['method']}, {row['source']}"
+            arms = scores.setdefault((int(row["n"]), row["region"]), {}).setdefault(arm, {})
+            arms[row["subset"], row["seed"], row["case"]] = float(row["dsc"])
+    head = ["N", "region", "arms", "best arm", "its DSC", "best of all arms, case by case"]
+    head += ["correlation with the best arm: lowest", "highest"]
+    out = [_line(head), _line(["---"] * len(head))]
+    for (n, region), arms in sorted(scores.items()):
+        places = sorted(set.intersection(*map(set, arms.values())))
+        table = np.array([[arms[arm][place] for place in places] for arm in arms])
+        best = int(table.mean(axis=1).argmax())
+        alike = np.corrcoef(table)[best] if len(arms) > 1 and len(places) > 1 else np.empty(0)
+        others = np.delete(alike, best) if len(alike) else alike
+        spread = [f"{end:.3f}" for end in (others.min(), others.max())] if len(others) else ["", ""]
+        means = [f"{table[best].mean():.3f}", f"{table.max(axis=0).mean():.3f}"]
+        out.append(_line([str(n), region, str(len(arms)), list(arms)[best], *means, *spread]))
     return "\n".join(out) + "\n"
 
 
