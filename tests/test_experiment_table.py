@@ -47,13 +47,15 @@ def test_tables_hold_the_numbers_of_the_run(tmp_path: Path, capsys) -> None:
             for case, dsc in enumerate(scores)
         ],
     )
-    assert experiment_table.main([str(tmp_path)]) == 0
+    assert experiment_table.main([str(tmp_path), "--arm", "auto_x5"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(" | ")[0] for line in lines[2:4]] == ["| Threshold", "| Auto (×5)"]
     assert "0.400 [, ]" in lines[2]
     assert "0.712 [0.650, 0.770] | 0.0612 | 0.0200 | +0.031 [+0.020, +0.040]" in lines[3]
     best = "| 5 | core | 2 | auto_x5, generated | 0.700 | 0.850 | -1.000 | -1.000 |"
     assert best in lines, "the mean of .8 and .9, and nothing of what has no source"
+    with pytest.raises(SystemExit, match=r"no arm of .* auto_x5 \(generated\), pr"):
+        experiment_table.main([str(tmp_path), "--arm", "wise"])
     (pair,) = [line for line in lines if "PR (×5)" in line]
     assert "+0.020 [+0.010, +0.030] | 0.040 | -0.020 [-0.030, -0.010] | 40 | 360" in pair
 
@@ -85,4 +87,4 @@ def test_the_nats_are_those_of_the_last_third(tmp_path: Path) -> None:
         folder = tmp_path / "histories"
         folder.mkdir(exist_ok=True)
         write_table(folder / f"auto_x5_generated_n5_0_member{member}.tsv", steps)
-    assert "| Auto (×5) | 5 | 20 | 2006 | 2 |" in experiment_table.nats(tmp_path)
+    assert "| Auto (×5) | generated | 5 | 20 | 2006 | 2 |" in experiment_table.nats(tmp_path)

@@ -20,7 +20,7 @@ from statistics import fmean
 import numpy as np
 import yaml
 
-from medseg.config.build import load_plan
+from medseg.config.build import load_arm, load_plan
 from medseg.data.regions import encode
 from medseg.data.source import SubsetSource
 from medseg.experiment.crossfit import finetune_calibrated
@@ -44,8 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("run", type=Path, help="folder of a finished experiment")
-    add("--method", default="gaussian")
-    add("--members", type=int, default=1, help="networks of a model (default: 1)")
+    add("--method", default="wise", help="as in medseg finetune (default: wise)")
+    add("--members", type=int, default=5, help="networks of a model (default: 5)")
+    add("--set", action="append", default=[], help="a setting of the method: wise_share=0.5")
     add("--source", help="the first of the experiment if not given")
     add("--size", type=int, default=10, help="training subjects; 90 %% takes nine (default: 10)")
     add("--folds", type=int, default=5)
@@ -53,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     rows = measure(
         chosen.run.resolve(),
-        MethodSettings(method=chosen.method, members=chosen.members),
+        load_arm(chosen.method, [f"members={chosen.members}", *chosen.set]).method,
         source=chosen.source,
         size=chosen.size,
         folds=chosen.folds,

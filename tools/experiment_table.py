@@ -30,13 +30,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path)
-    parser.add_argument("--arm", default="auto_x5", help="the method held against the others")
+    parser.add_argument("--arm", help="a method to hold against the others")
     parser.add_argument("--source", default="", help="its source; the first found if not given")
     parser.add_argument("--nats", action="store_true", help="show data and KL terms too")
     parser.add_argument("--figure", type=Path, help="write the learning curves there, as SVG")
     arguments = parser.parse_args(argv)
     print(table(arguments.run))
-    print(against(arguments.run, arguments.arm, arguments.source))
+    if arguments.arm:
+        print(against(arguments.run, arguments.arm, arguments.source))
     print(ceiling(arguments.run))
     if arguments.nats:
         print(nats(arguments.run))
@@ -85,11 +86,11 @@ def table(run: Path) -> str:
 
 def against(run: Path, method: str, source: str) -> str:
     """Return a Markdown table of one arm's differences to every other."""
-    rows = [
-        row
-        for row in read_table(run / "paired.tsv")
-        if row["method"] == method and source in ("", row["source"])
-    ]
+    pairs = read_table(run / "paired.tsv")
+    rows = [r for r in pairs if r["method"] == method and source in ("", r["source"])]
+    if not rows:
+        known = sorted({f"{row['method']} ({row['source']})" for row in pairs})
+        raise SystemExit(f"{method!r} {source} is no arm of {run}; there are {', '.join(known)}")
     head = ["N", "region", "against", "difference in DSC", "p (Holm)", "in NLL", "people", "pairs"]
     out = [_line(head), _line(["---"] * len(head))]
     for row in sorted(rows, key=lambda r: (int(r["n"]), r["region"], -float(r["difference_dsc"]))):
@@ -146,15 +147,17 @@ def nats(run: Path) -> str:
     """
     found = read_run(run)
     sources = list(dict.fromkeys(row["source"] for row in read_table(run / "summary.tsv")))
-    head = ["arm", "N", "data (nats)", "KL (nats)", "runs"]
+    head = ["arm", "source", "N", "data (nats)", "KL (nats)", "runs"]
     out = [_line(head), _line(["---"] * len(head))]
     for group in groups_of(found.histories, sources):
         if not group.has_kl:
             continue
-        runs = list(group.histories.values())
-        cells = [_late_mean(runs, column) for column in ("data_nats", group.kl_term[0])]
-        numbers = [f"{cell:.3g}" if cell < 1000 else f"{cell:.0f}" for cell in cells]
-        out.append(_line([look_of(group.method).short, str(group.n), *numbers, str(len(runs))]))
+        unknown = " less log Z" if group.kl_term[0] != "kl_nats" else ""
+        for source in dict.fromkeys(group.labels.values()):
+            runs = [h for name, h in group.histories.items() if group.labels[name] == source]
+            data, divergence = (_late_mean(runs, key) for key in ("data_nats", group.kl_term[0]))
+            numbers = [f"{data:.0f}", f"{divergence:.0f}{unknown}", str(len(runs))]
+            out.append(_line([look_of(group.method).short, source, str(group.n), *numbers]))
     return "\n".join(out) + "\n"
 
 

@@ -44,6 +44,9 @@ _WRONG_INPUT = (DataError, ScanError, ScanFileError, GeometryError, LabelError)
 _UsageError = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
 
 
+_GOES_ON = "the same command goes on where it stopped (an experiment: with --resume)"
+
+
 @dataclass
 class Session:
     """What the options before the subcommand asked for."""
@@ -84,10 +87,10 @@ def _run(app: typer.Typer, argv: Sequence[str]) -> int:
     except typer.Exit as error:
         return error.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        log.error("interrupted; the same command goes on where it stopped")
+        log.error("interrupted; %s", _GOES_ON)
         return 130
     except _Terminated:
-        log.error("terminated; the same command goes on where it stopped")
+        log.error("terminated; %s", _GOES_ON)
         return 143
     except MedsegError as error:
         log.error("%s", error, exc_info=SESSION.debug)

@@ -215,10 +215,11 @@ def run_threshold(cell: Cell, data: CellData, writer: CellWriter, plan: Experime
     for case in data.test:
         masks = torch.zeros(case.regions.shape, dtype=torch.bool)
         found = threshold_masks(case, cuts)
-        masks[outer] = torch.from_numpy(found.outer)
         masks[inner] = torch.from_numpy(found.inner)
         if bright is not None:
             masks[bright] = torch.from_numpy(found.bright)
+        # Last: where there is one region, it is the outer one.
+        masks[outer] = torch.from_numpy(found.outer)
         writer.add(case, masks)
     writer.close()
 

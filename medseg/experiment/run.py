@@ -62,7 +62,7 @@ class _Clock:
 
 
 #: Raised when the same configuration comes to other numbers: no table has cells of both.
-RESULTS = 2
+RESULTS = 3
 
 
 def plan_key(plan: ExperimentPlan) -> str:

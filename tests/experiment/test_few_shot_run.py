@@ -340,6 +340,20 @@ def test_thresholds_are_the_best_on_their_training_cases(plan: ExperimentPlan) -
         assert not (found.outer & ~case.brain.numpy()).any() or not case.brain.numpy().all()
 
 
+def test_a_region_alone_has_the_outer_threshold(plan: ExperimentPlan, tmp_path: Path) -> None:
+    alone = RegionSettings(names=("whole",))
+    plan = replace(plan, protocol=replace(plan.protocol, regions=alone))
+    cases = training_cases(plan.target, plan, regions=alone, allow_missing=False)
+    cell = cell_module.Cell("threshold", "none", 1, "first", 0)
+    data = cell_module.CellData(cases[:1], cases[1:])
+    writer = cell_module.CellWriter(cell, plan, tmp_path, keep_example=False)
+    cell_module.run_threshold(cell, data, writer, plan)
+    cuts = fit_thresholds(cases[:1], outer=0, inner=0)
+    for row, case in zip(read_table(writer.folder / "scores.tsv"), cases[1:], strict=True):
+        mask = threshold_masks(case, cuts).outer
+        assert float(row["dsc"]) == pytest.approx(dice(mask, case.regions[0].numpy() > 0.5))
+
+
 def test_the_report_shows_the_examples(finished: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(finished, tmp_path / "run")
     page = write_report(copy).read_text(encoding="utf-8")

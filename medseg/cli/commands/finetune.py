@@ -81,7 +81,7 @@ def finetune(
         typer.Option(
             min=0,
             metavar="FOLDS",
-            help="Calibrate too: train so many networks more, each without some subjects, and "
+            help="Calibrate too: train so many models more, each without some subjects, and "
             "compare what they say of these with the masks. 0: not.",
         ),
     ] = 0,
@@ -111,17 +111,15 @@ def finetune(
     from medseg.inference.model import load_model
 
     _check_calibration(calibrate, coverage, other_people)
-    load = partial(load_arm, objective=objective, scans=scans)
-    several = ["members=5"] if method in (None, "auto") else []
-    arm = load(method or "auto", [*several, *(options or ())])
-    _check_needs(arm.method, source=source, prior=prior, kernels=kernels)
     models = [load_model(folder, ignore_calibration=True) for folder in source or ()]
     spec = models[0].spec if models else None
     command = f"medseg finetune {data}"
     plan = plan_for(data, overrides or (), kind=kind, source=spec, command=command)
+    name = method or ("wise" if spec is not None and _knows(spec, plan) else "auto")
+    several = ["members=5"] if method in (None, "auto") else []
+    arm = load_arm(name, [*several, *(options or ())], objective=objective, scans=scans)
+    _check_needs(arm.method, source=source, prior=prior, kernels=kernels)
     _check_channels(plan, spec)
-    if method is None and spec is not None and _knows(spec, plan):
-        arm = load("wise", [*several, *(options or ())])
     begin(out)
     log.info("method %s", arm.label)
     log.info("%s: %d cases (%s)", plan.title, len(plan.target.source), plan.target.source.name)
@@ -152,7 +150,8 @@ def _knows(spec: "ModelSpec", plan: "ExperimentPlan") -> bool:
     Then five networks averaged half of the way back to it were the best of all that was compared
     on semi-real tumours (README). A fresh head has nothing to go back to: there ``auto`` asks.
     """
-    return set(plan.protocol.regions.names) <= set(spec.regions.names)
+    wanted = plan.protocol.regions
+    return wanted.mode == spec.regions.mode and set(wanted.names) <= set(spec.regions.names)
 
 
 def _check_calibration(folds: int, coverage: float | None, other_people: bool) -> None:
