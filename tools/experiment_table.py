@@ -52,7 +52,9 @@ def draw(run: Path, figure: Path) -> None:
     picture = learning_curve(found, summaries(found))
     if picture is None:
         raise SystemExit(f"a curve needs two numbers of training subjects, but {run} has fewer")
-    write_text(figure, str(picture.svg) + "\n")
+    paper = '<rect width="100%" height="100%" fill="white"/>'
+    start = picture.svg.index(">", picture.svg.index("<svg")) + 1
+    write_text(figure, f"{picture.svg[:start]}{paper}{picture.svg[start:]}\n")
 
 
 def table(run: Path) -> str:
