@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from medseg.inference.decide import RegionDecision
+from medseg.training.method import MethodSettings
 from tools import coverage_table
 
 TRUE = np.array([[[True, True, True, False]]])
@@ -22,6 +23,14 @@ def test_what_is_missed_and_what_is_wrong_is_counted() -> None:
     assert coverage_table._kept(said([0] * 4, [1] * 4, 0.31, 0.35), TRUE, 0.1)["covered"] == 0
     nothing = coverage_table._kept(said([0] * 4, [0] * 4, 0.0, 1.0), np.zeros_like(TRUE), 0.1)
     assert (nothing["covered"], nothing["missed"], nothing["false"]) == (1, 0.0, 0.0)
+
+
+def test_another_setting_is_measured_apart() -> None:
+    names = [
+        coverage_table._stem(MethodSettings(method="gaussian", wise_share=share), "ms", 10, 5)
+        for share in (0.25, 0.5, 0.5)
+    ]
+    assert names[0] != names[1] == names[2]
 
 
 def test_no_promise_is_no_coverage() -> None:

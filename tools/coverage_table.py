@@ -10,6 +10,7 @@ RUN/coverage, so that an interrupted run goes on.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import logging
 from collections.abc import Sequence
@@ -79,7 +80,7 @@ def measure(
     target, found = plan.target.source, []
     people = dict(zip(target.identifiers, target.subjects, strict=True))
     for number, subset in enumerate(subsets):
-        path = out / f"{method.label}_{name}_n{size}_k{folds}_{number}.tsv"
+        path = out / f"{_stem(method, name, size, folds)}_{number}.tsv"
         if not path.is_file():
             kept = [case for case, who in people.items() if who in subset.subjects]
             mine = replace(plan, target=replace(plan.target, source=SubsetSource(target, kept)))
@@ -103,6 +104,12 @@ def measure(
             write_table(path, [{"subset": number, **row} for row in rows])
         found += read_table(path)
     return found
+
+
+def _stem(method: MethodSettings, source: str, size: int, folds: int) -> str:
+    # The label alone does not tell every setting, and what is kept is not measured again.
+    settings = hashlib.sha256(repr(method).encode()).hexdigest()[:8]
+    return f"{method.label}_{source}_n{size}_k{folds}_{settings}"
 
 
 def promised(model: Model, case: Case, plan: ExperimentPlan) -> list[Row]:
