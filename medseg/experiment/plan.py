@@ -139,8 +139,11 @@ class Arm:
     @property
     def label(self) -> str:
         """Name in tables."""
-        kind = "" if self.objective is None else f"_{self.objective.kind}"
-        return self.name or f"{self.method.label}{kind}"
+        if self.name or self.objective is None:
+            return self.name or self.method.label
+        if isinstance(self.objective, RehearsalSettings):
+            return f"{self.method.label}_{self.objective.label}"
+        return f"{self.method.label}_{self.objective.kind}"
 
     @property
     def trained_as(self) -> object:

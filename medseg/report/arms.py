@@ -140,6 +140,11 @@ _KINDS = (
     (r"_privileged$", "privileged", "It is trained with channels that it is tested without."),
     (r"_distillation$", "distilled", "Its samples are distilled into one network."),
     (r"_rehearsal$", "rehearsal", "It goes on seeing other scans, such as the source's."),
+    (
+        r"_rehearsal_looks$",
+        "rehearsal in target looks",
+        "It goes on seeing other scans, such as the source's, with intensities of the target's.",
+    ),
 )
 _ENDINGS = (
     (r"_x(\d+)$", "×{}", "The mean of {} networks."),

@@ -112,7 +112,9 @@ def learn(
         given = MoreScans((), plan.regions) if more is None else more
         old = rehearsed_cases(given.cases, given=given.regions, wanted=plan.regions)
         batches = Rehearsed(
-            patch_sampler(cases, plan), patch_sampler(old, plan), share=objective.share
+            patch_sampler(cases, plan),
+            patch_sampler(old, plan, in_looks_of=cases if objective.looks == "target" else ()),
+            share=objective.share,
         )
         return finetune(
             cases, plan, method, source=source, checkpoints=checkpoints, batches=batches

@@ -26,6 +26,13 @@ class RehearsalSettings:
     kind: Literal["rehearsal"] = "rehearsal"
     #: Share of the batches that are the source's.
     share: float = Field(default=0.5, gt=0, lt=1)
+    #: The source's scans keep their own looks, or each patch takes those of a scan of the target.
+    looks: Literal["own", "target"] = "own"
+
+    @property
+    def label(self) -> str:
+        """Name in tables."""
+        return self.kind if self.looks == "own" else f"{self.kind}_looks"
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,11 +5,12 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from medseg.data.training_set import Batches, PatchSampler, TrainingCase
+from medseg.data.training_set import Batches, Painter, PatchSampler, TrainingCase
 from medseg.errors import TrainingError
 from medseg.networks.unet import UNet
 from medseg.priors.fit import anchored_priors, source_centred_priors
 from medseg.priors.layer_priors import LayerPriors
+from medseg.synthesis.looks import TargetLooks
 from medseg.synthesis.painter import make_painter
 from medseg.training.checkpoint import Checkpoints
 from medseg.training.finish import after_training
@@ -96,16 +97,35 @@ def finetune(
     return after_training(network, plan, method, source=source), result
 
 
-def patch_sampler(cases: Sequence[TrainingCase], plan: TrainingPlan) -> PatchSampler:
-    """Return the batches of a plan."""
-    painter = make_painter(
-        plan.augment.paint if plan.augment.enabled else None,
-        cases,
-        regions=plan.regions,
-        channels=plan.channels,
-        spacing_mm=plan.spacing_mm,
-        patch=plan.patch.size,
-        seed=plan.seed,
+def patch_sampler(
+    cases: Sequence[TrainingCase], plan: TrainingPlan, *, in_looks_of: Sequence[TrainingCase] = ()
+) -> PatchSampler:
+    """Return the batches of a plan, in the looks of other cases where these are given.
+
+    Raises
+    ------
+    TrainingError
+        Lesions are to be painted, too: their looks are of other scans.
+    """
+    paint = plan.augment.paint if plan.augment.enabled else None
+    if in_looks_of and paint is not None and paint.chance > 0:
+        raise TrainingError(
+            "Patches in the looks of other scans have no lesions painted in, but both are asked "
+            "for.",
+            hint="Leave augment.paint out, or set looks of the objective to own.",
+        )
+    painter: Painter | None = (
+        TargetLooks(cases, in_looks_of)
+        if in_looks_of
+        else make_painter(
+            paint,
+            cases,
+            regions=plan.regions,
+            channels=plan.channels,
+            spacing_mm=plan.spacing_mm,
+            patch=plan.patch.size,
+            seed=plan.seed,
+        )
     )
     return PatchSampler(
         cases, patch=plan.patch, augment=plan.augment, seed=plan.seed, painter=painter

@@ -23,7 +23,7 @@ arms:
   - {method: {method: pr}, sources: [generated], objective: {kind: rehearsal}, scans: generated}
   - method: {method: anchored, prior: near, elbo: {warm_up_steps: 0}}
     sources: [generated]
-    objective: {kind: rehearsal, share: 0.75}
+    objective: {kind: rehearsal, share: 0.75, looks: target}
     scans: generated
 protocol:
   priors: {near: {kind: gaussian, min_kernels: 4}}
@@ -48,8 +48,8 @@ def test_it_is_trained_and_scored(tmp_path: Path) -> None:
     out = tmp_path / "run"
     run_experiment(replace(load_plan(str(path)), architecture=small), out)
     arms = {row["method"] for row in read_table(out / "summary.tsv")}
-    assert {"pr_rehearsal", "anchored_near_rehearsal"} <= arms
-    (history,) = (out / "histories").glob("anchored_near_rehearsal_*.tsv")
+    assert {"pr_rehearsal", "anchored_near_rehearsal_looks"} <= arms
+    (history,) = (out / "histories").glob("anchored_near_rehearsal_looks_*.tsv")
     rows = read_table(history)
     # At its source the posterior pays for its width alone; what it pays for leaving is counted.
     assert all(float(row["kl_nats"]) > 0 for row in rows)

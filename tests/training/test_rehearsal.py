@@ -3,10 +3,12 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
+from medseg.data.augment import PaintSettings
 from medseg.data.regions import RegionSettings
 from medseg.data.training_set import Batch, TrainingCase
 from medseg.errors import TrainingError
 from medseg.training.rehearsal import Rehearsed, rehearsed_cases
+from medseg.training.transfer import patch_sampler
 
 WANTED = RegionSettings(names=("core", "whole"))
 
@@ -64,3 +66,19 @@ def test_scans_that_know_no_region_of_the_target_are_refused() -> None:
         rehearsed_cases(
             [case((True, True))], given=replace(WANTED, names=("lesion", "whole")), wanted=WANTED
         )
+
+
+def test_looks_of_the_target_change_the_sources_patches_alone(toy) -> None:
+    plan, own, old = toy.plan(), toy.cases(2), toy.cases(2, seed=1)
+    plain, looks = patch_sampler(old, plan), patch_sampler(old, plan, in_looks_of=own)
+    for step in range(3):
+        as_it_is, changed = plain.batch(step), looks.batch(step)
+        assert torch.equal(as_it_is.target, changed.target)
+        assert not torch.equal(as_it_is.image, changed.image)
+
+
+def test_painted_lesions_do_not_go_with_the_looks_of_others(toy) -> None:
+    plan, own = toy.plan(), toy.cases(2)
+    painted = replace(plan, augment=replace(plan.augment, paint=PaintSettings(chance=0.5)))
+    with pytest.raises(TrainingError, match="lesions painted in"):
+        patch_sampler(own, painted, in_looks_of=own)
