@@ -12,6 +12,9 @@ from medseg.shapes import ImageBatch
 #: Below this product of channels and the first two axes, torch takes a single float32 volume away
 #: from oneDNN to a kernel of its own (ATen, Convolution.cpp, ``use_mkldnn``).
 SINGLE_VOLUME_LIMIT = 20480
+#: Where an axis of the result is as short, oneDNN's bf16 gradient of the kernel is wrong: parts of
+#: it are never written (torch 2.13, processors with avx512_bf16, kernels of 3 x 3 x 3).
+SHORT_AXIS = 2
 
 
 class Conv3d(nn.Conv3d):
@@ -29,6 +32,8 @@ def convolve_3d(
 ) -> Float[Tensor, "b n ..."]:
     """Return `torch.nn.functional.conv3d`, also fast for a batch of one small volume.
 
+    On the CPU very short volumes are computed in float32, since their gradients in bf16 are wrong.
+
     Torch computes such a batch more than ten times slower per voxel than a batch of two. So the
     volume is cut across its first axis into two slabs that overlap by the kernel, and these are
     the batch.
@@ -41,6 +46,16 @@ def convolve_3d(
     stride, padding : int
         Along every axis.
     """
+    if _bf16_gradient_errs(image, weight.shape[2:], stride=stride, padding=padding):
+        with torch.autocast("cpu", enabled=False):
+            exact = convolve_3d(
+                image.float(),
+                weight.float(),
+                None if bias is None else bias.float(),
+                stride=stride,
+                padding=padding,
+            )
+        return exact.to(torch.bfloat16)
     if not _misses_onednn(image):
         return F.conv3d(image, weight, bias, stride, padding)
     kernel = weight.shape[2]
@@ -53,6 +68,17 @@ def convolve_3d(
     out = F.conv3d(slabs, weight, bias, stride, (0, padding, padding))
     # An odd number of rows was covered with one row twice.
     return torch.cat([out[:1], out[1:, :, 2 * half - rows :]], dim=2)
+
+
+def _bf16_gradient_errs(image: Tensor, kernel: torch.Size, *, stride: int, padding: int) -> bool:
+    """Return whether a gradient is wanted that oneDNN gets wrong."""
+    if image.device.type != "cpu" or not torch.is_grad_enabled():
+        return False
+    cast = torch.is_autocast_enabled("cpu")
+    dtype = torch.get_autocast_dtype("cpu") if cast else image.dtype
+    size = zip(image.shape[2:], kernel, strict=True)
+    shortest = min((n + 2 * padding - k) // stride + 1 for n, k in size)
+    return dtype == torch.bfloat16 and shortest <= SHORT_AXIS
 
 
 def _misses_onednn(image: Tensor) -> bool:

@@ -21,6 +21,7 @@ from medseg.priors.fit import FitPriorSettings, fit_priors
 from medseg.priors.harvest import harvest
 from medseg.training.checkpoint import Checkpoints
 from medseg.training.method import MethodSettings
+from medseg.training.rehearsal import RehearsalSettings
 from medseg.training.transfer import new_network
 
 WIDER = UNetSettings(in_channels=2, out_channels=2, widths=(4, 8))
@@ -242,6 +243,57 @@ def test_a_source_of_other_regions_is_asked_how_far_to_go_back(
     assert load_model(tmp_path / "same").spec.method == "wise"
     assert run(*argv, *regions, "--out", tmp_path / "other") == 0
     assert load_model(tmp_path / "other").spec.method == "auto"
+
+
+CONFIG = """
+title: generated
+sources: {more: [{kind: phantom, settings: {disease: tumour, n_subjects: 2, spacing_mm: 8.0}}]}
+target: {kind: phantom, settings: {disease: tumour, preset: target, n_subjects: 2, spacing_mm: 8.0}}
+arms: [{method: {method: ri}}]
+"""
+
+
+def test_more_scans_are_rehearsed_in_the_looks_of_the_few(
+    tmp_path: Path, tumours: Path, source: Path
+) -> None:
+    write_case(tmp_path / "more" / "other1")
+    (tmp_path / "generated.yaml").write_text(CONFIG)
+    argv = ("finetune", tumours, "--source", source, "--set", "members=1", *FAST)
+    for number, scans in enumerate((tmp_path / "more", f"{tmp_path}/generated.yaml:more")):
+        out = tmp_path / f"out{number}"
+        assert run(*argv, "--scans", scans, "--out", out) == 0
+        made = load_model(out).spec
+        assert made.method == "wise_rehearsal_looks"
+        assert MethodSettings(**made.training["method"]).wise_share == 0.25
+        objective = RehearsalSettings(**made.training["objective"])
+        assert objective == RehearsalSettings(share=0.75, looks="target")
+        assert made.training["scans"] == str(scans)
+        assert set(made.training["seen_subjects"]) > {"pat1", "pat2"}
+    own = ("--objective", "rehearsal", "--method", "pr", "--scans", tmp_path / "more")
+    assert run(*argv, *own, "--out", tmp_path / "own") == 0
+    objective = load_model(tmp_path / "own").spec.training["objective"]
+    assert RehearsalSettings(**objective) == RehearsalSettings(), "what is named is as it was"
+
+
+@pytest.mark.parametrize(
+    ("scans", "words"),
+    [
+        ("nothing", "a folder of cases with masks, or CONFIG:NAME"),
+        ("experiment/demo:nothing", "['both'], but 'nothing'"),
+        ("nowhere:both", "A configuration is a file"),
+    ],
+)
+def test_scans_that_are_not_there_are_named(
+    tmp_path: Path,
+    tumours: Path,
+    source: Path,
+    capsys: pytest.CaptureFixture[str],
+    scans: str,
+    words: str,
+) -> None:
+    argv = ("finetune", tumours, "--source", source, "--scans", scans, "--out", tmp_path / "x")
+    assert run(*argv) == 2
+    assert words in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_real_tumour_is_trained_on(tmp_path: Path, shared_data: Path) -> None:

@@ -34,6 +34,30 @@ def test_convolution_in_slabs_is_convolution(batch, size, stride, biased):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("size", [(2, 2, 2), (2, 8, 8), (1, 4, 4), (4, 2, 3), (3, 3, 3), (8, 8, 8)])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_gradients_in_bf16_are_those_of_float32(size, stride):
+    with seeded_torch(0, "bf16"):
+        image, weight = torch.randn(2, 32, *size), torch.randn(32, 32, 3, 3, 3)
+
+    def gradient(dtype):
+        kernel = weight.clone().requires_grad_()
+        # What is not written would be found: freed memory is handed out again as it was left.
+        freed = [torch.full((length,), torch.nan) for length in range(100, 60_000, 3000)]
+        del freed
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+            out = convolve_3d(image, kernel, None, stride=stride, padding=1)
+        assert out.dtype == dtype
+        (out.float() ** 2).sum().backward()
+        return kernel.grad
+
+    exact = gradient(torch.float32)
+    for _ in range(5):
+        torch.testing.assert_close(
+            gradient(torch.bfloat16), exact, rtol=0.05, atol=0.02 * float(exact.abs().max())
+        )
+
+
 def test_the_layer_takes_the_slabs_for_one_small_volume(monkeypatch):
     batches = []
     conv3d = F.conv3d

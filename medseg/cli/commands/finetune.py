@@ -10,6 +10,11 @@ if TYPE_CHECKING:
     from medseg.inference.model import ModelSpec
     from medseg.training.method import MethodSettings
 
+#: How scans are rehearsed where nothing else is said, and for how long: as on the third semi-real
+#: cohort (README).
+REHEARSAL = ("objective.share=0.75", "objective.looks=target")
+REHEARSAL_STEPS, QUARTER = "protocol.target_training.steps=900", "wise_share=0.25"
+
 
 def finetune(
     data: Annotated[
@@ -72,8 +77,10 @@ def finetune(
     scans: Annotated[
         str,
         typer.Option(
-            help="More scans to learn from: a name under scans in the YAML. Those of rehearsal "
-            "have masks of the target's regions."
+            help="More scans to learn from: a name under scans in the YAML, a folder of scans with "
+            "masks, or CONFIG:NAME, what an experiment's YAML calls NAME under sources or scans. "
+            "Where no objective is named they are rehearsed in the looks of the target's; they "
+            "must mark the target's regions then."
         ),
     ] = "",
     calibrate: Annotated[
@@ -105,6 +112,7 @@ def finetune(
     from medseg.cli.session import begin, log
     from medseg.config.build import load_arm
     from medseg.config.folder import plan_for
+    from medseg.config.scans import with_scans
     from medseg.experiment.crossfit import finetune_calibrated
     from medseg.experiment.run import plan_key
     from medseg.experiment.single import finetune_target, source_from
@@ -114,10 +122,16 @@ def finetune(
     models = [load_model(folder, ignore_calibration=True) for folder in source or ()]
     spec = models[0].spec if models else None
     command = f"medseg finetune {data}"
-    plan = plan_for(data, overrides or (), kind=kind, source=spec, command=command)
+    rehearses = bool(scans) and objective is None
+    usual = [REHEARSAL_STEPS] if rehearses and Path(data).is_dir() else []
+    plan = plan_for(data, [*usual, *(overrides or ())], kind=kind, source=spec, command=command)
+    plan = with_scans(plan, scans)
     name = method or ("wise" if spec is not None and _knows(spec, plan) else "auto")
-    several = ["members=5"] if method in (None, "auto") else []
-    arm = load_arm(name, [*several, *(options or ())], objective=objective, scans=scans)
+    given = ["members=5"] if method in (None, "auto") else []
+    if rehearses:
+        given += [*REHEARSAL, *([QUARTER] if name == "wise" and method is None else [])]
+        objective = "rehearsal"
+    arm = load_arm(name, [*given, *(options or ())], objective=objective, scans=scans)
     _check_needs(arm.method, source=source, prior=prior, kernels=kernels)
     _check_channels(plan, spec)
     begin(out)
