@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from medseg.config.build import build_cohort, plain, read_experiment
 from medseg.config.folder import recognise_kind
 from medseg.config.load import find_config, read_yaml, validate
 from medseg.config.schema import DataConfig
-from medseg.errors import ConfigError
+from medseg.errors import ConfigError, MedsegError
 from medseg.experiment.plan import ExperimentPlan
 
+_IN_A_YAML = "Describe them under scans in a YAML, and give --scans FILE.yaml:NAME."
 
-def with_scans(plan: ExperimentPlan, scans: str) -> ExperimentPlan:
+
+def with_scans(plan: ExperimentPlan, scans: str, *, kind: str | None = None) -> ExperimentPlan:
     """Return a plan that has the scans which a training learns from beside the target's.
 
     Parameters
@@ -24,17 +25,19 @@ def with_scans(plan: ExperimentPlan, scans: str) -> ExperimentPlan:
         A name under the plan's scans, a folder of cases with masks, or ``CONFIG:NAME``: what is
         called NAME under the sources or scans of an experiment's YAML, such as what the source
         networks were trained on. Empty for none.
+    kind : str, optional
+        What a folder holds; recognised when it is not given.
 
     Raises
     ------
     ConfigError
-        It is none of these.
+        It is none of these, or a folder in or around the target's.
     DataError, ScanError
-        What it names cannot be read.
+        What it names cannot be read, or a case of a folder lacks a mask or one of the channels.
     """
     if not scans or scans in plan.scans:
         return plan
-    parts = _folder(Path(scans)) if Path(scans).is_dir() else _mix(scans, plan)
+    parts = _folder(Path(scans), plan, kind) if Path(scans).is_dir() else _mix(scans, plan)
     cohorts = tuple(
         build_cohort(part, where=f"{scans}.{number}") for number, part in enumerate(parts)
     )
@@ -46,10 +49,29 @@ def with_scans(plan: ExperimentPlan, scans: str) -> ExperimentPlan:
     )
 
 
-def _folder(folder: Path) -> list[DataConfig]:
-    values: dict[str, Any] = {"settings": {"root": str(folder)}}
-    values["kind"] = recognise_kind(values)
-    return [validate(DataConfig, values, where="--scans")]
+def _folder(folder: Path, plan: ExperimentPlan, kind: str | None) -> list[DataConfig]:
+    target = plan.config.get("target", {}).get("settings", {}).get("root")
+    if target is not None:
+        ours, theirs = folder.resolve(), Path(target).resolve()
+        if ours.is_relative_to(theirs) or theirs.is_relative_to(ours):
+            raise ConfigError(
+                f"Scans beside the target's must be others, but {folder} and the target's folder "
+                f"{target} lie in one another.",
+                hint="Keep them in folders of their own.",
+            )
+    settings = {
+        "root": str(folder),
+        # Two folders of one kind are two data sets, whatever their subjects are called.
+        "name": str(folder),
+        "required": list(plan.protocol.channels),
+    }
+    try:
+        known = kind or recognise_kind({"settings": settings})
+        config = validate(DataConfig, {"kind": known, "settings": settings}, where="--scans")
+        build_cohort(config, where="--scans")
+    except MedsegError as error:
+        raise type(error)(f"Of the scans in {folder}: {error.message}", hint=_IN_A_YAML) from error
+    return [config]
 
 
 def _mix(scans: str, plan: ExperimentPlan) -> list[DataConfig]:
@@ -62,9 +84,11 @@ def _mix(scans: str, plan: ExperimentPlan) -> list[DataConfig]:
         )
     path = find_config(config)
     found = read_experiment(read_yaml(path), where=path.name)
-    mixes = {**found.scans, **found.sources}
-    if name not in mixes:
+    mixes = [mix[name] for mix in (found.scans, found.sources) if name in mix]
+    if not mixes or mixes[0] != mixes[-1]:
         raise ConfigError(
-            f"{path.name} has the sources and scans {sorted(mixes)}, but {name!r} is asked for."
+            f"A name must mean one mix among the scans {sorted(found.scans)} and the sources "
+            f"{sorted(found.sources)} of {path.name}, but {name!r} means {len(mixes)}.",
+            hint="Give one of these names, or rename one in a copy.",
         )
-    return list(mixes[name])
+    return list(mixes[0])

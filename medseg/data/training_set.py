@@ -92,7 +92,7 @@ class TrainingCase:
 
 
 #: From case, patch of image (c, *p), target (n, *p) and brain (*p), and a generator to image and
-#: target with something painted in.
+#: target with something painted in, or in other colours.
 Painter = Callable[[TrainingCase, Tensor, Tensor, Tensor, Generator], tuple[Tensor, Tensor]]
 
 
@@ -202,8 +202,8 @@ class PatchSampler:
     augment : AugmentSettings
     seed : int
     painter : callable, optional
-        Paints lesions into patches. It has a stream of chance of its own, so that with and without
-        it the same patches are taken and changed alike.
+        Paints lesions into patches, or gives them other intensities. It has a stream of chance of
+        its own, so that with and without it the same patches are taken and changed alike.
 
     Raises
     ------

@@ -62,7 +62,7 @@ class _Clock:
 
 
 #: Raised when the same configuration comes to other numbers: no table has cells of both.
-RESULTS = 3
+RESULTS = 4
 
 
 def plan_key(plan: ExperimentPlan) -> str:

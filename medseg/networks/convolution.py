@@ -32,11 +32,9 @@ def convolve_3d(
 ) -> Float[Tensor, "b n ..."]:
     """Return `torch.nn.functional.conv3d`, also fast for a batch of one small volume.
 
-    On the CPU very short volumes are computed in float32, since their gradients in bf16 are wrong.
-
     Torch computes such a batch more than ten times slower per voxel than a batch of two. So the
     volume is cut across its first axis into two slabs that overlap by the kernel, and these are
-    the batch.
+    the batch. Volumes so short that the CPU's bf16 gradients are wrong are computed in float32.
 
     Parameters
     ----------

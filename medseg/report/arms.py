@@ -149,6 +149,7 @@ _KINDS = (
 _ENDINGS = (
     (r"_x(\d+)$", "×{}", "The mean of {} networks."),
     (r"_wise$", "part of the way back", "Its weights go part of the way back to the source."),
+    (r"_back([\d.]+)$", "{} of the way back", "Its weights go {} of the way back to the source."),
     (r"(?<!^mc)_dropout$", "dropout", "Channels are left out at random, also when it predicts."),
     (r"_weight$", "by weight", "Its deviations go by the size of each weight."),
     (r"_noise$", "noise", "Noise is added to the filters drawn at random."),
@@ -174,6 +175,8 @@ def look_of(method: str) -> Look:
     --------
     >>> look_of("pr_x5").short, look_of("anchored_weight_x5_rehearsal").short
     ('PR (×5)', 'Anchored (by weight, ×5, rehearsal)')
+    >>> look_of("wise_back0.25_x3_rehearsal_looks").short
+    'WiSE (0.25 of the way back, ×3, rehearsal in target looks)'
     """
     if method in LOOKS:
         return LOOKS[method]

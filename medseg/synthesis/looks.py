@@ -1,4 +1,4 @@
-"""Scans of the source in the looks of the target's few, tissue by tissue."""
+"""Scans of the source in the looks of the target's few, region by region."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ class TargetLooks:
 
     A part is where a scan has the same regions: the brain without lesion, oedema, core. In each
     and in each channel a voxel keeps its rank, and takes the value that a scan of the target has at
-    this rank of the same part. Which scan that is, is drawn anew for each patch; it depends on the
-    generator alone. A part that no scan of the target has stays as it is, and so does what lies
-    outside brain and lesion.
+    this rank of the same part; equal voxels stay equal. Which scan that is, is drawn anew for each
+    patch and depends on the generator alone; a part that it lacks comes from the next that has it.
+    What stays as it is: parts that no scan of the target has or that have fewer than ten voxels,
+    channels that one of the two lacks, and what lies outside brain and lesion.
 
     Parameters
     ----------
@@ -91,10 +92,16 @@ class TargetLooks:
             there = parts == part
             both = case.present & self._targets[taken].present
             for channel in torch.nonzero(both).flatten().tolist():
-                result[channel][there] = np.interp(
+                result[channel][there] = _mapped(
                     result[channel][there], own[part][channel], theirs[taken][part][channel]
                 )
         return torch.from_numpy(result), target
+
+
+def _mapped(values: np.ndarray, own: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+    """Return values at the same ranks; one that has many gets the mean of what is there."""
+    levels, place, counts = np.unique(own, return_inverse=True, return_counts=True)
+    return np.interp(values, levels, np.bincount(place, weights=theirs) / counts)
 
 
 def looks_of(case: TrainingCase, known: Tensor) -> Looks:

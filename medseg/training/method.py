@@ -150,7 +150,9 @@ class MethodSettings:
         noisy = "noise" if self.noise > 0 else None
         spread = None if self.prior_spread == "layer" else self.prior_spread
         out = "dropout" if self.dropout and self.method != "mc_dropout" else None
-        back = None if self.method == "wise" or not self.share_back else "wise"
+        usual = 0.5 if self.method == "wise" else 0.0
+        far = "wise" if self.share_back == 0.5 else f"back{self.share_back:g}"
+        back = None if self.share_back == usual else far
         several = f"x{self.members}" if self.members > 1 else None
         parts = (self.method, self.prior, start, noisy, spread, out, back, several)
         return "_".join(part for part in parts if part)

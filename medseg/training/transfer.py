@@ -100,25 +100,12 @@ def finetune(
 def patch_sampler(
     cases: Sequence[TrainingCase], plan: TrainingPlan, *, in_looks_of: Sequence[TrainingCase] = ()
 ) -> PatchSampler:
-    """Return the batches of a plan, in the looks of other cases where these are given.
-
-    Raises
-    ------
-    TrainingError
-        Lesions are to be painted, too: their looks are of other scans.
-    """
-    paint = plan.augment.paint if plan.augment.enabled else None
-    if in_looks_of and paint is not None and paint.chance > 0:
-        raise TrainingError(
-            "Patches in the looks of other scans have no lesions painted in, but both are asked "
-            "for.",
-            hint="Leave augment.paint out, or set looks of the objective to own.",
-        )
+    """Return the batches of a plan; in the looks of other cases none has lesions painted in."""
     painter: Painter | None = (
         TargetLooks(cases, in_looks_of)
         if in_looks_of
         else make_painter(
-            paint,
+            plan.augment.paint if plan.augment.enabled else None,
             cases,
             regions=plan.regions,
             channels=plan.channels,

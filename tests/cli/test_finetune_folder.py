@@ -264,7 +264,6 @@ def test_more_scans_are_rehearsed_in_the_looks_of_the_few(
         assert run(*argv, "--scans", scans, "--out", out) == 0
         made = load_model(out).spec
         assert made.method == "wise_rehearsal_looks"
-        assert MethodSettings(**made.training["method"]).wise_share == 0.25
         objective = RehearsalSettings(**made.training["objective"])
         assert objective == RehearsalSettings(share=0.75, looks="target")
         assert made.training["scans"] == str(scans)
@@ -276,10 +275,54 @@ def test_more_scans_are_rehearsed_in_the_looks_of_the_few(
 
 
 @pytest.mark.parametrize(
+    ("given", "steps"), [((), 1200), (("protocol.target_training.steps=7",), 7)]
+)
+def test_a_rehearsing_training_is_longer(
+    tmp_path: Path,
+    tumours: Path,
+    source: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    given: tuple[str, ...],
+    steps: int,
+) -> None:
+    planned = []
+    monkeypatch.setattr(single, "finetune_target", lambda plan, *_, **__: planned.append(plan))
+    write_case(tmp_path / "more" / "other1")
+    argv = ("finetune", tumours, "--source", source, "--out", tmp_path / "out", *given)
+    assert run(*argv, "--scans", tmp_path / "more") == 0
+    assert run(*argv) == 0
+    found = [plan.protocol.target_training.steps for plan in planned]
+    assert found == [steps, steps if given else 300]
+
+
+def test_what_cannot_be_rehearsed_is_refused(
+    tmp_path: Path, tumours: Path, source: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_case(tmp_path / "more" / "other1")
+    write_case(tmp_path / "few" / "other1", t1c=False)
+    write_case(tmp_path / "alike" / "other1", labels=1)
+    for scans, more, words in (
+        (tumours, (), "lie in one another"),
+        (tumours / "pat1", (), "lie in one another"),
+        (tmp_path / "few", (), "t1c"),
+        (tmp_path / "alike", (), "--scans FILE.yaml:NAME"),
+        (tmp_path / "more", ("--method", "swag"), "all methods but swag"),
+        (tmp_path / "more", ("--objective", "distillation"), "objective is distillation"),
+    ):
+        argv = ("finetune", tumours, "--source", source, *more, "--scans", scans)
+        assert run(*argv, "--out", tmp_path / "x") in (2, 4)
+        assert words in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "x").exists()
+    argv = ("finetune", tumours, "--source", source, "--kind", "brats", *FAST)
+    alike = ("--scans", tmp_path / "alike", "--set", "members=1", "--out", tmp_path / "y")
+    assert run(*argv, *alike) == 0, "a kind that is given is that of both"
+
+
+@pytest.mark.parametrize(
     ("scans", "words"),
     [
         ("nothing", "a folder of cases with masks, or CONFIG:NAME"),
-        ("experiment/demo:nothing", "['both'], but 'nothing'"),
+        ("experiment/demo:nothing", "sources ['both'] of demo.yaml, but 'nothing' means 0"),
         ("nowhere:both", "A configuration is a file"),
     ],
 )

@@ -90,6 +90,19 @@ def test_own_looks_change_nothing_and_there_and_back_is_where_it_was(seed: int) 
     assert float(gap.quantile(0.98)) < 0.05
 
 
+def test_equal_voxels_stay_equal_at_the_mean_of_their_ranks() -> None:
+    case, other = scan(0), scan(1)
+    flat = replace(case, image=torch.where(case.target[1] > 0.5, 3.0, case.image))
+    levels = replace(case, image=case.image.round())
+    for part in (2, 3):
+        mine, theirs = parts(case) == part, other.image[:, parts(other) == part]
+        found = changed(flat, [other])[:, mine]
+        assert bool((found == found[:, :1]).all())
+        torch.testing.assert_close(found[:, 0], theirs.median(1).values, rtol=0, atol=0.3)
+        mean = changed(levels, [other])[:, mine].mean(1)
+        torch.testing.assert_close(mean, theirs.mean(1), rtol=0, atol=0.1)
+
+
 def test_a_patch_is_changed_as_its_scan_is() -> None:
     case, other = scan(0), scan(1)
     looks = TargetLooks([case], [other])

@@ -3,12 +3,14 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
-from medseg.data.augment import PaintSettings
 from medseg.data.regions import RegionSettings
 from medseg.data.training_set import Batch, TrainingCase
 from medseg.errors import TrainingError
-from medseg.training.rehearsal import Rehearsed, rehearsed_cases
-from medseg.training.transfer import patch_sampler
+from medseg.training import learn as learning
+from medseg.training.learn import learn
+from medseg.training.objectives import MoreScans
+from medseg.training.rehearsal import RehearsalSettings, Rehearsed, rehearsed_cases
+from medseg.training.transfer import MethodSettings, patch_sampler
 
 WANTED = RegionSettings(names=("core", "whole"))
 
@@ -77,8 +79,19 @@ def test_looks_of_the_target_change_the_sources_patches_alone(toy) -> None:
         assert not torch.equal(as_it_is.image, changed.image)
 
 
-def test_painted_lesions_do_not_go_with_the_looks_of_others(toy) -> None:
-    plan, own = toy.plan(), toy.cases(2)
-    painted = replace(plan, augment=replace(plan.augment, paint=PaintSettings(chance=0.5)))
-    with pytest.raises(TrainingError, match="lesions painted in"):
-        patch_sampler(own, painted, in_looks_of=own)
+@pytest.mark.parametrize("looks", ["own", "target"])
+def test_only_rehearsed_patches_take_other_looks(toy, monkeypatch, looks) -> None:
+    plan, own, old = toy.plan(), toy.cases(2), toy.cases(2, seed=1)
+    monkeypatch.setattr(learning, "finetune", lambda *_, batches, **__: batches)
+    batches = learn(
+        own,
+        plan,
+        MethodSettings(method="pr"),
+        RehearsalSettings(looks=looks),
+        more=MoreScans(old, plan.regions),
+    )
+    pixels = batches.source.batch(0).image
+    for given, wanted in (((), looks == "own"), (own, looks == "target"), (old, False)):
+        other = patch_sampler(old, plan, in_looks_of=given).batch(0).image
+        assert torch.equal(pixels, other) == wanted
+    assert torch.equal(batches.target.batch(0).image, patch_sampler(own, plan).batch(0).image)

@@ -405,5 +405,9 @@ def test_labels_tell_variants_apart():
     assert named == ["dwp_gmm", "dwp_gmm_prior"]
     assert MethodSettings(method="resampled", noise=0.1, members=3).label == "resampled_noise_x3"
     assert MethodSettings(method="gaussian", prior_spread="weight").label == "gaussian_weight"
+    shares = [("wise", s) for s in (None, 0.5, 0.25)] + [("gaussian", s) for s in (0, 0.5, 0.75)]
+    assert [MethodSettings(method=m, wise_share=s).label for m, s in shares] == [
+        "wise", "wise", "wise_back0.25", "gaussian", "gaussian_wise", "gaussian_back0.75"
+    ]  # fmt: skip
     with pytest.raises(ValidationError, match="prior belongs to the methods dwp"):
         MethodSettings(method="pr", prior="gmm")

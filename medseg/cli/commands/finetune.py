@@ -10,10 +10,10 @@ if TYPE_CHECKING:
     from medseg.inference.model import ModelSpec
     from medseg.training.method import MethodSettings
 
-#: How scans are rehearsed where nothing else is said, and for how long: as on the third semi-real
-#: cohort (README).
+#: How scans are rehearsed where nothing else is said, and on a folder for how many steps: the
+#: target's scans are seen in as many steps as they are without.
 REHEARSAL = ("objective.share=0.75", "objective.looks=target")
-REHEARSAL_STEPS, QUARTER = "protocol.target_training.steps=900", "wise_share=0.25"
+REHEARSAL_STEPS = "protocol.target_training.steps=1200"
 
 
 def finetune(
@@ -57,7 +57,10 @@ def finetune(
     ] = None,
     kind: Annotated[
         str | None,
-        typer.Option(help="What a folder of scans holds: ms or brats; recognised if not given."),
+        typer.Option(
+            help="What folders of scans hold, DATA and --scans: ms or brats; recognised if not "
+            "given."
+        ),
     ] = None,
     overrides: Annotated[
         list[str] | None, typer.Argument(help="Settings to change: dotted.key=value ...")
@@ -79,8 +82,9 @@ def finetune(
         typer.Option(
             help="More scans to learn from: a name under scans in the YAML, a folder of scans with "
             "masks, or CONFIG:NAME, what an experiment's YAML calls NAME under sources or scans. "
-            "Where no objective is named they are rehearsed in the looks of the target's; they "
-            "must mark the target's regions then."
+            "Where no objective is named they are rehearsed: three of four steps see them, "
+            "with intensities of the target's (objective.share=0.75, objective.looks=target), and "
+            "a folder's training has 1200 steps. They must mark the target's regions then."
         ),
     ] = "",
     calibrate: Annotated[
@@ -122,15 +126,15 @@ def finetune(
     models = [load_model(folder, ignore_calibration=True) for folder in source or ()]
     spec = models[0].spec if models else None
     command = f"medseg finetune {data}"
+    _check_scans(method, objective, scans)
     rehearses = bool(scans) and objective is None
     usual = [REHEARSAL_STEPS] if rehearses and Path(data).is_dir() else []
     plan = plan_for(data, [*usual, *(overrides or ())], kind=kind, source=spec, command=command)
-    plan = with_scans(plan, scans)
+    plan = with_scans(plan, scans, kind=kind)
     name = method or ("wise" if spec is not None and _knows(spec, plan) else "auto")
     given = ["members=5"] if method in (None, "auto") else []
     if rehearses:
-        given += [*REHEARSAL, *([QUARTER] if name == "wise" and method is None else [])]
-        objective = "rehearsal"
+        given, objective = [*given, *REHEARSAL], "rehearsal"
     arm = load_arm(name, [*given, *(options or ())], objective=objective, scans=scans)
     _check_needs(arm.method, source=source, prior=prior, kernels=kernels)
     _check_channels(plan, spec)
@@ -166,6 +170,24 @@ def _knows(spec: "ModelSpec", plan: "ExperimentPlan") -> bool:
     """
     wanted = plan.protocol.regions
     return wanted.mode == spec.regions.mode and set(wanted.names) <= set(spec.regions.names)
+
+
+def _check_scans(method: str | None, objective: str | None, scans: str) -> None:
+    from medseg.errors import ConfigError
+    from medseg.training.objectives import WITH_SCANS
+
+    kinds = [one.kind for one in WITH_SCANS]
+    if scans and (objective or "rehearsal") not in kinds:
+        raise ConfigError(
+            f"Scans beside the target's are for the objectives {', '.join(kinds)}, but "
+            f"--scans is given and the objective is {objective}.",
+            hint="Leave --scans out, or take one of these.",
+        )
+    if scans and method == "swag":
+        raise ConfigError(
+            "Scans beside the target's are for all methods but swag, but --scans is given.",
+            hint="Leave --scans out, or take another method.",
+        )
 
 
 def _check_calibration(folds: int, coverage: float | None, other_people: bool) -> None:
