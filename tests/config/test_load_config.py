@@ -300,7 +300,7 @@ def test_an_arm_names_its_prior(tmp_path: Path) -> None:
 def test_methods_take_settings() -> None:
     method = load_arm("dwp", ["init=prior", "elbo.kl_fraction=0.5", "wise_share=0.25"]).method
     assert (method.label, method.elbo.kl_fraction, method.wise_share) == (
-        "dwp_prior_wise",
+        "dwp_prior_back0.25",
         0.5,
         0.25,
     )
