@@ -324,11 +324,13 @@ def _write_run(plan: ExperimentPlan, out: Path, key: str, seconds: dict[str, flo
     before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     device = resolve_device(plan.protocol.target_training.device)
     precision = resolve_precision(plan.protocol.target_training.precision, device)
-    cohorts = [
-        (cohort, "source", name)
+    described = [
+        _cohort(cohort, "source", name)
         for name, mix in [*plan.sources.items(), *plan.scans.items()]
         for cohort in mix
     ]
+    # What is a source and rehearsed, too, is told once.
+    cohorts = [one for at, one in enumerate(described) if one not in described[:at]]
     write_json(
         path,
         {
@@ -349,7 +351,7 @@ def _write_run(plan: ExperimentPlan, out: Path, key: str, seconds: dict[str, flo
             "started": before.get("started", now),
             "seconds": seconds,
             "cohorts": [
-                *(_cohort(cohort, role, name) for cohort, role, name in cohorts),
+                *cohorts,
                 _cohort(plan.target, "target", "target"),
             ],
             "statements": list(plan.statements),

@@ -1,5 +1,6 @@
 """An arm that rehearses its source and holds on to it, in a whole experiment as small as can be."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -50,6 +51,8 @@ def test_it_is_trained_and_scored(tmp_path: Path) -> None:
     arms = {row["method"] for row in read_table(out / "summary.tsv")}
     assert {"pr_rehearsal", "anchored_near_rehearsal_looks"} <= arms
     (history,) = (out / "histories").glob("anchored_near_rehearsal_looks_*.tsv")
+    told = json.loads((out / "run.json").read_text())["cohorts"]
+    assert [cohort["role"] for cohort in told] == ["source", "target"], "sources are told once"
     rows = read_table(history)
     # At its source the posterior pays for its width alone; what it pays for leaving is counted.
     assert all(float(row["kl_nats"]) > 0 for row in rows)
