@@ -88,3 +88,23 @@ def test_the_nats_are_those_of_the_last_third(tmp_path: Path) -> None:
         folder.mkdir(exist_ok=True)
         write_table(folder / f"auto_x5_generated_n5_0_member{member}.tsv", steps)
     assert "| Auto (×5) | generated | 5 | 20 | 2006 | 2 |" in experiment_table.nats(tmp_path)
+
+
+def test_an_arm_is_held_against_another_run_on_the_same_cases_alone(tmp_path: Path) -> None:
+    runs = tmp_path / "run", tmp_path / "other"
+    for run, method, scores in zip(
+        runs, ("auto_x5", "pr"), ({"a": 0.9, "b": 0.6, "c": 0.1}, {"a": 0.5, "b": 0.4}), strict=True
+    ):
+        place = {**ARM, "method": method, "subset": "1+2", "seed": 0}
+        rows = [
+            {**place, "case": case, "subject": case, "dsc": dsc, "nll_nats": 1 - dsc}
+            for case, dsc in scores.items()
+        ]
+        lost = {**place, "seed": 1, "case": "a", "subject": "a", "dsc": 0, "nll_nats": 0}
+        write_table(run / "scores.tsv", [*rows, lost] if method == "pr" else rows)
+    found = experiment_table.beside(runs[0], "auto_x5", "", runs[1])
+    row = "| 5 | core | PR, generated | +0.300 [+0.200, +0.400] | -0.300 [-0.400, -0.200] | 2 |"
+    assert found.splitlines()[2:] == [row]
+    for method, source in (("wise", ""), ("auto_x5", "ms")):
+        with pytest.raises(SystemExit, match="no case of the subsets and seeds"):
+            experiment_table.beside(runs[0], method, source, runs[1])

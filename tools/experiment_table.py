@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from medseg.experiment.statistics import bootstrap_mean_interval
 from medseg.io.atomic import read_table, write_text
 from medseg.report.arms import look_of
 from medseg.report.curves import groups_of
@@ -32,12 +33,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("run", type=Path)
     parser.add_argument("--arm", help="a method to hold against the others")
     parser.add_argument("--source", default="", help="its source; the first found if not given")
+    parser.add_argument(
+        "--beside", type=Path, help="hold it against another run's arms on the same cases, too"
+    )
     parser.add_argument("--nats", action="store_true", help="show data and KL terms too")
     parser.add_argument("--figure", type=Path, help="write the learning curves there, as SVG")
     arguments = parser.parse_args(argv)
     print(table(arguments.run))
     if arguments.arm:
         print(against(arguments.run, arguments.arm, arguments.source))
+        if arguments.beside is not None:
+            print(beside(arguments.run, arguments.arm, arguments.source, arguments.beside))
     print(ceiling(arguments.run))
     if arguments.nats:
         print(nats(arguments.run))
@@ -111,6 +117,41 @@ def against(run: Path, method: str, source: str) -> str:
             )
         )
     return "\n".join(out) + "\n"
+
+
+def beside(run: Path, method: str, source: str, other: Path) -> str:
+    """Return a Markdown table of one arm's differences to another run's arms, pair by pair.
+
+    A pair has the same training subjects, seed and test case; intervals are over people.
+    """
+    arms = _scores(run)
+    whose = source or next((key[1] for key in arms if key[0] == method), "")
+    head = ["N", "region", "against, in the other run", "difference in DSC", "in NLL", "pairs"]
+    out = [_line(head), _line(["---"] * len(head))]
+    for (name, origin, n, region), theirs in sorted(_scores(other).items()):
+        ours = arms.get((method, whose, n, region), {})
+        pairs = [(ours[place], theirs[place]) for place in theirs if place in ours]
+        if not pairs:
+            continue
+        cells = [n, region, f"{look_of(name).short}, {origin}"]
+        for score in ("dsc", "nll_nats"):
+            known = [(a, b) for a, b in pairs if "n/a" not in (a[score], b[score])]
+            gaps = [float(a[score]) - float(b[score]) for a, b in known]
+            people = [a["subject"] for a, _ in known]
+            gap = bootstrap_mean_interval(gaps, people, seed=0) if gaps else None
+            cells.append(f"{gap.mean:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}]" if gap else "")
+        out.append(_line([*cells, str(len(pairs))]))
+    if len(out) == 2:
+        raise SystemExit(f"{other} has no case of the subsets and seeds of {method!r} in {run}")
+    return "\n".join(out) + "\n"
+
+
+def _scores(run: Path) -> dict[tuple[str, ...], dict[tuple[str, ...], Row]]:
+    found: dict[tuple[str, ...], dict[tuple[str, ...], Row]] = {}
+    for row in read_table(run / "scores.tsv"):
+        arm = found.setdefault((row["method"], row["source"], row["n"], row["region"]), {})
+        arm[row["subset"], row["seed"], row["case"]] = row
+    return found
 
 
 def ceiling(run: Path) -> str:
