@@ -240,7 +240,7 @@ def test_a_source_of_other_regions_is_asked_how_far_to_go_back(
     regions = ("--set", "members=1", "protocol.regions.names=[core]")
     back = ("--set", "members=1", "--set", "wise_share=0.25")
     assert run(*argv, *back, "--out", tmp_path / "same") == 0, "a setting of what is chosen"
-    assert load_model(tmp_path / "same").spec.method == "wise"
+    assert load_model(tmp_path / "same").spec.method == "wise_back0.25"
     assert run(*argv, *regions, "--out", tmp_path / "other") == 0
     assert load_model(tmp_path / "other").spec.method == "auto"
 

@@ -87,7 +87,7 @@ def test_an_engine_for_one_network_leaves_an_ensemble_to_torch(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     several = model(SPEC)
-    wanted = draw(several.network)
+    wanted = draw(several.network, precision="float32")
     for engine in ("auto", "openvino"):
         with caplog.at_level(logging.WARNING):
             settings = PredictSettings(engine=engine, precision="float32")  # type: ignore[arg-type]

@@ -271,7 +271,13 @@ def test_a_case_without_brain_says_so() -> None:
 def test_a_plan_tells_what_was_computed(profile: str) -> None:
     image = torch.zeros_like(IMAGE)
     image[:, 3:17, 2:15, 4:9] = 1.0
-    settings = PredictSettings(device="cpu", engine="torch", profile=profile, window=(8, 8, 4))  # type: ignore[arg-type]
+    settings = PredictSettings(
+        device="cpu",
+        engine="torch",
+        precision="float32",
+        profile=profile,
+        window=(8, 8, 4),  # type: ignore[arg-type]
+    )
     plan = plan_prediction(model(), image, settings=settings)
     whole = [[0, length] for length in image.shape[1:]]
     assert plan.describe() == {
