@@ -10,8 +10,9 @@ from medseg.config.folder import recognise_kind
 from medseg.config.load import find_config, read_yaml, validate
 from medseg.config.schema import DataConfig
 from medseg.errors import ConfigError, MedsegError
-from medseg.experiment.plan import ExperimentPlan
+from medseg.experiment.plan import Cohort, ExperimentPlan
 
+_Part = tuple[DataConfig, Cohort]
 _IN_A_YAML = "Describe them under scans in a YAML, and give --scans FILE.yaml:NAME."
 
 
@@ -37,19 +38,16 @@ def with_scans(plan: ExperimentPlan, scans: str, *, kind: str | None = None) -> 
     """
     if not scans or scans in plan.scans:
         return plan
-    parts = _folder(Path(scans), plan, kind) if Path(scans).is_dir() else _mix(scans, plan)
-    cohorts = tuple(
-        build_cohort(part, where=f"{scans}.{number}") for number, part in enumerate(parts)
-    )
-    record = [plain(vars(part)) for part in parts]
+    found = _folder(Path(scans), plan, kind) if Path(scans).is_dir() else _mix(scans, plan)
+    record = [plain(vars(part)) for part, _ in found]
     return replace(
         plan,
-        scans={**plan.scans, scans: cohorts},
+        scans={**plan.scans, scans: tuple(cohort for _, cohort in found)},
         config={**plan.config, "scans": {**plan.config.get("scans", {}), scans: record}},
     )
 
 
-def _folder(folder: Path, plan: ExperimentPlan, kind: str | None) -> list[DataConfig]:
+def _folder(folder: Path, plan: ExperimentPlan, kind: str | None) -> list[_Part]:
     target = plan.config.get("target", {}).get("settings", {}).get("root")
     if target is not None:
         ours, theirs = folder.resolve(), Path(target).resolve()
@@ -68,13 +66,12 @@ def _folder(folder: Path, plan: ExperimentPlan, kind: str | None) -> list[DataCo
     try:
         known = kind or recognise_kind({"settings": settings})
         config = validate(DataConfig, {"kind": known, "settings": settings}, where="--scans")
-        build_cohort(config, where="--scans")
+        return [(config, build_cohort(config, where="--scans"))]
     except MedsegError as error:
         raise type(error)(f"Of the scans in {folder}: {error.message}", hint=_IN_A_YAML) from error
-    return [config]
 
 
-def _mix(scans: str, plan: ExperimentPlan) -> list[DataConfig]:
+def _mix(scans: str, plan: ExperimentPlan) -> list[_Part]:
     config, colon, name = scans.rpartition(":")
     if not colon:
         raise ConfigError(
@@ -91,4 +88,7 @@ def _mix(scans: str, plan: ExperimentPlan) -> list[DataConfig]:
             f"{sorted(found.sources)} of {path.name}, but {name!r} means {len(mixes)}.",
             hint="Give one of these names, or rename one in a copy.",
         )
-    return list(mixes[0])
+    return [
+        (part, build_cohort(part, where=f"{scans}.{number}"))
+        for number, part in enumerate(mixes[0])
+    ]
