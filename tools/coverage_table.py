@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,9 +18,9 @@ from pathlib import Path
 from statistics import fmean
 
 import numpy as np
-import yaml
 
-from medseg.config.build import load_arm, load_plan
+from medseg.config.build import load_arm
+from medseg.config.finished import load_finished
 from medseg.data.regions import encode
 from medseg.data.source import SubsetSource
 from medseg.experiment.crossfit import finetune_calibrated
@@ -68,14 +67,11 @@ def measure(
     run: Path, method: MethodSettings, *, source: str | None, size: int, folds: int
 ) -> list[dict[str, str]]:
     """Return one row for each test case and region of each subset of ``size`` subjects."""
-    record = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    plan, key = load_finished(run, [f"protocol.few_shot.sizes=[{size}]"])
     out = run / "coverage"
     out.mkdir(exist_ok=True)
-    config = out / "config.yaml"
-    config.write_text(yaml.safe_dump(record["config"]), encoding="utf-8")
-    plan = load_plan(str(config), [f"protocol.few_shot.sizes=[{size}]"])
     name = source or next(iter(plan.sources))
-    origin = make_source(plan, name, run, key=record["config_sha256"])
+    origin = make_source(plan, name, run, key=key)
     subsets, held = few_shot_parts(plan, run)
     target, found = plan.target.source, []
     people = dict(zip(target.identifiers, target.subjects, strict=True))
@@ -90,7 +86,7 @@ def measure(
                 folds=folds,
                 source=origin,
                 out=out / path.stem,
-                key=record["config_sha256"],
+                key=key,
                 predict=PredictSettings(samples=plan.protocol.samples),
             )
             others = [

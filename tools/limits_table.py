@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import logging
 import math
 from collections.abc import Iterator, Sequence
@@ -21,10 +20,9 @@ from pathlib import Path
 from statistics import fmean
 
 import torch
-import yaml
 from torch import nn
 
-from medseg.config.build import load_plan
+from medseg.config.finished import load_finished
 from medseg.data.training_set import TrainingCase
 from medseg.experiment.cell import Cell, CellTraining
 from medseg.experiment.plan import ExperimentPlan
@@ -72,14 +70,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def measure(run: Path, size: int, members: int, samples: int) -> list[Row]:
     """Return one row for each choice, test case and region of each subset of ``size`` subjects."""
-    record = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    plan, key = load_finished(run, [f"protocol.few_shot.sizes=[{size}]"])
     out = run / "limits"
     out.mkdir(exist_ok=True)
-    config = out / "config.yaml"
-    config.write_text(yaml.safe_dump(record["config"]), encoding="utf-8")
-    plan = load_plan(str(config), [f"protocol.few_shot.sizes=[{size}]"])
     name = next(iter(plan.sources))
-    source = make_source(plan, name, run, key=record["config_sha256"])
+    source = make_source(plan, name, run, key=key)
     cases = training_cases(plan.target, plan, regions=plan.protocol.regions, allow_missing=False)
     subsets, held = few_shot_parts(plan, run)
     found: list[Row] = []

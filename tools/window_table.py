@@ -8,17 +8,15 @@ brain, and in windows. RUN gives sources, subsets and test subjects.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from statistics import fmean
 
-import yaml
 from torch import Tensor, nn
 
-from medseg.config.build import load_plan
+from medseg.config.finished import load_finished
 from medseg.data.training_set import TrainingCase
 from medseg.experiment.cell import Cell, CellTraining
 from medseg.experiment.run import few_shot_parts
@@ -49,13 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def measure(run: Path) -> list[Row]:
     """Return one row per subset of the least size, case, way of looking and region."""
-    record = json.loads((run / "run.json").read_text(encoding="utf-8"))
-    config = run / "config.yaml"
-    config.write_text(yaml.safe_dump(record["config"]), encoding="utf-8")
-    least = min(load_plan(str(config)).protocol.few_shot.sizes)
-    plan = load_plan(str(config), [f"protocol.few_shot.sizes=[{least}]"])
+    least = min(load_finished(run)[0].protocol.few_shot.sizes)
+    plan, key = load_finished(run, [f"protocol.few_shot.sizes=[{least}]"])
     origin = next(iter(plan.sources))
-    source = make_source(plan, origin, run, key=record["config_sha256"])
+    source = make_source(plan, origin, run, key=key)
     cases = training_cases(plan.target, plan, regions=plan.protocol.regions, allow_missing=False)
     subsets, held = few_shot_parts(plan, run)
     rows: list[Row] = []

@@ -89,8 +89,20 @@ def load_plan(name: str, overrides: Sequence[str] = (), *, command: str = "") ->
         The data are not where the settings say.
     """
     path = find_config(name)
-    values = read_yaml(path, overrides)
-    config = read_experiment(values, where=path.name)
+    return plan_of(read_yaml(path, overrides), where=path.name, command=command)
+
+
+def plan_of(values: dict[str, Any], *, where: str, command: str = "") -> ExperimentPlan:
+    """Return the experiment that a configuration describes; ``where`` it stood, for errors.
+
+    Raises
+    ------
+    ConfigError
+        Every wrong key is named.
+    DataError
+        The data are not where the settings say.
+    """
+    config = read_experiment(values, where=where)
     sources, scans = (
         {
             label: tuple(

@@ -61,19 +61,10 @@ def suffix_of(chosen: argparse.Namespace) -> str:
 
 def load_run(run: Path) -> ExperimentPlan:
     """Return the plan of a run as it was recorded."""
-    import yaml
-
-    from medseg.config.build import load_plan
+    from medseg.config.finished import load_finished
     from medseg.errors import ConfigError
 
-    record = run / "run.json"
-    if not record.is_file():
-        raise ConfigError(f"RUN must be the folder of an experiment, but {run} has no run.json.")
-    work = run / "nnunet"
-    work.mkdir(exist_ok=True)
-    config = work / "config.yaml"
-    config.write_text(yaml.safe_dump(json.loads(record.read_text())["config"]), encoding="utf-8")
-    plan = load_plan(str(config))
+    plan, _ = load_finished(run)
     if plan.protocol.regions.mode != "regions":
         raise ConfigError("nnU-Net is compared on regions, but protocol.regions.mode is 'classes'.")
     return plan
@@ -97,6 +88,7 @@ class Arm:
         self.work = self.run / "nnunet"
         self.chosen = chosen
         self.plan = load_run(self.run)
+        self.work.mkdir(exist_ok=True)
         protocol = self.plan.protocol
         self.names = protocol.regions.names
         self.spacing = protocol.preprocess.spacing_mm or (1.0, 1.0, 1.0)
