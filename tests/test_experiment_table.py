@@ -22,7 +22,12 @@ PAIR = {
     "n_subjects": 40,
     "n_pairs": 360,
 }
-GAIN = {"gain_expected_dsc": 0.031, "low_gain_expected_dsc": 0.02, "high_gain_expected_dsc": 0.04}
+GAIN = {
+    "gain_expected_dsc": 0.031,
+    "low_gain_expected_dsc": 0.02,
+    "high_gain_expected_dsc": 0.04,
+    "gain_most": 0.05,
+}
 
 
 def test_tables_hold_the_numbers_of_the_run(tmp_path: Path, capsys) -> None:
@@ -51,7 +56,7 @@ def test_tables_hold_the_numbers_of_the_run(tmp_path: Path, capsys) -> None:
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(" | ")[0] for line in lines[2:4]] == ["| Threshold", "| Auto (×5)"]
     assert "0.400 [, ]" in lines[2]
-    assert "0.712 [0.650, 0.770] | 0.0612 | 0.0200 | +0.031 [+0.020, +0.040]" in lines[3]
+    assert "0.712 [0.650, 0.770] | 0.0612 | 0.0200 | +0.031 [+0.020, +0.040], 0.050 |" in lines[3]
     best = "| 5 | core | 2 | auto_x5, generated | 0.700 | 0.850 | -1.000 | -1.000 |"
     assert best in lines, "the mean of .8 and .9, and nothing of what has no source"
     with pytest.raises(SystemExit, match=r"no arm of .* auto_x5 \(generated\), pr"):

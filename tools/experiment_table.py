@@ -71,11 +71,8 @@ def table(run: Path) -> str:
     head = ["arm", "source", "N"]
     for region in regions:
         head += [f"{region}: DSC [95 %]", "NLL", "ECE"]
-    lines = [
-        *head,
-        f"{regions[0]}: gain of referring 20 %",
-    ]
-    out = [_line(lines), _line(["---"] * len(lines))]
+    head += [f"{region}: gain of referring 20 %, at most" for region in regions]
+    out = [_line(head), _line(["---"] * len(head))]
     arms = dict.fromkeys(key[:3] for key in scores)
     for method, source, n in sorted(arms, key=lambda a: (int(a[2]), look_of(a[0]).rank, a)):
         cells = [look_of(method).short, source, n]
@@ -86,8 +83,11 @@ def table(run: Path) -> str:
                 _short(row["mean_nll_nats"], 4),
                 _short(row["mean_ece"], 4),
             ]
-        gain = gains.get((method, source, n, regions[0]), {})
-        cells.append(_interval(gain, "gain_expected_dsc", "gain_expected_dsc"))
+        for region in regions:
+            gain = gains.get((method, source, n, region), {})
+            most = _short(gain.get("gain_most", "n/a"))
+            interval = _interval(gain, "gain_expected_dsc", "gain_expected_dsc")
+            cells.append(", ".join(filter(None, (interval, most))))
         out.append(_line(cells))
     return "\n".join(out) + "\n"
 
