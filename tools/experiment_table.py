@@ -87,7 +87,7 @@ def table(run: Path) -> str:
             gain = gains.get((method, source, n, region), {})
             most = _short(gain.get("gain_most", "n/a"))
             interval = _interval(gain, "gain_expected_dsc", "gain_expected_dsc")
-            cells.append(", ".join(filter(None, (interval, most))))
+            cells.append(f"{interval}, {most}" if interval and most else interval)
         out.append(_line(cells))
     return "\n".join(out) + "\n"
 

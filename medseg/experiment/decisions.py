@@ -17,7 +17,7 @@ FloatVector = NDArray[np.float64]
 #: Nominal coverage of the volume interval, and share of cases referred.
 COVERAGE, REFERRED = 0.9, 0.2
 #: Name in the table -> column of the scores, and the sign with which it grows uncertain. The last
-#: looks at the truth: nothing that refers as many gains more.
+#: looks at the truth: nothing that refers as many of the same cases gains more.
 _UNCERTAIN = {
     "std": ("mean_std", 1.0),
     "expected_dsc": ("expected_dsc", -1.0),
@@ -32,7 +32,7 @@ def decision_row(arm: ArmScores, *, n: int, region: str, seed: int) -> Row | Non
     calibrated within each cell on the other test subjects, see :func:`leave_one_subject_out`.
     ``gain_std`` refers by the spread of the posterior samples inside the mask,
     ``gain_expected_dsc`` by the DSC that the probabilities promise, ``gain_most`` by the DSC
-    itself: more cannot be gained by referring as many.
+    itself: more cannot be gained by referring as many of the same cases.
     """
     rows = [row for row in arm.rows if math.isfinite(number(row.get("volume_low_ml", "")))]
     if not rows:

@@ -90,7 +90,7 @@ def decision_table(decisions: Sequence[Mapping[str, str]], *, region: str) -> Ta
         ("Width ml", "mean width of the calibrated interval"),
         ("Gain, spread", "mean DSC without the 20 % of cases with the widest posterior"),
         ("Gain, expected", "the same, by the DSC that the probabilities promise"),
-        ("At most", "the same without the truly worst cases, which no uncertainty can outdo"),
+        ("At most", "the same without the cases that are truly the worst"),
         ("Predictions", "test cases times runs"),
         ("Subjects", ""),
     ]
