@@ -10,6 +10,7 @@ from medseg.data.regions import Definition, RegionSettings
 from medseg.data.source import CaseSource
 from medseg.data.training_set import AugmentSettings, PatchSettings
 from medseg.errors import ConfigError
+from medseg.inference.intensities import RefinementSettings
 from medseg.losses.segmentation import LossSettings
 from medseg.networks.unet import UNetSettings
 from medseg.preprocess.prepare import PreprocessSettings
@@ -123,7 +124,9 @@ class Arm:
     objective: ObjectiveSettings | None = None
     #: Name of the scans that co-learning, sharing and rehearsal learn from beside the target's.
     scans: str = ""
-    #: In tables; by default those of the method and the objective.
+    #: Predictions are held against each scan's own intensities, as the training scans look.
+    refine: RefinementSettings | None = None
+    #: In tables; by default those of the method, the objective and the refinement.
     name: str = ""
 
     @model_validator(mode="after")
@@ -132,18 +135,21 @@ class Arm:
             raise ValueError("swag follows its own training: no objective goes beside it")
         if self.method.method == "auto" and self.distils:
             raise ValueError("auto tries its method on cases left out: distil gaussian instead")
-        if self.distils and self.method.members > 1:
-            raise ValueError(f"distillation gives one network, not {self.method.members} members")
+        if self.distils and self.method.networks > 1:
+            raise ValueError(f"distillation gives one network, not {self.method.networks} members")
         return self
 
     @property
     def label(self) -> str:
         """Name in tables."""
-        if self.name or self.objective is None:
-            return self.name or self.method.label
+        if self.name:
+            return self.name
+        parts = [self.method.label]
         if isinstance(self.objective, RehearsalSettings):
-            return f"{self.method.label}_{self.objective.label}"
-        return f"{self.method.label}_{self.objective.kind}"
+            parts.append(self.objective.label)
+        elif self.objective is not None:
+            parts.append(self.objective.kind)
+        return "_".join([*parts, "refined"] if self.refine else parts)
 
     @property
     def trained_as(self) -> object:

@@ -215,7 +215,7 @@ def _spec(
         allow_missing=bool(arm.hidden_channels),
         variational=method.variational if random else None,
         swag_rank=method.swag_rank if method.method == "swag" else 0,
-        members=method.members,
+        members=method.networks,
         has_share=arm.distils,
         patch=protocol.patch.size,
         method=arm.label,

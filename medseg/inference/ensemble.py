@@ -40,5 +40,6 @@ def members_of(network: nn.Module) -> tuple[nn.Module, ...]:
 
 
 def joined(networks: Sequence[nn.Module]) -> nn.Module:
-    """Return the network itself where there is one, else their ensemble."""
-    return networks[0] if len(networks) == 1 else Ensemble(networks)
+    """Return the network itself where there is one, else the ensemble of all their members."""
+    members = [member for network in networks for member in members_of(network)]
+    return members[0] if len(members) == 1 else Ensemble(members)

@@ -21,6 +21,7 @@ from medseg.data.regions import RegionSettings
 from medseg.errors import ModelError
 from medseg.inference.card import model_card
 from medseg.inference.ensemble import joined
+from medseg.inference.intensities import IntensityPrior
 from medseg.inference.posterior import Head
 from medseg.io.atomic import atomic_path, file_sha256, write_json, write_text
 from medseg.networks.unet import UNet, UNetSettings
@@ -65,6 +66,8 @@ class ModelSpec:
     patch : tuple of int, optional
         Voxels that the network saw at once while it was trained; windows are of this size where
         nothing else is asked for.
+    intensities : IntensityPrior, optional
+        What labelled scans look like: predictions are held against each scan's intensities.
     method : str
         How it was trained, for example "dwp".
     temperature : float
@@ -85,6 +88,7 @@ class ModelSpec:
     members: int = Field(default=1, ge=1)
     has_share: bool = False
     patch: tuple[Annotated[int, Field(ge=1)], ...] | None = None
+    intensities: IntensityPrior | None = None
     method: str
     temperature: float = Field(default=1.0, gt=0)
     training: dict[str, Any] = Field(default_factory=dict)
@@ -164,7 +168,14 @@ class Model:
         else:
             # Shares of variance are no probabilities of a region.
             chosen = temperature + (1.0,) * (len(temperature) if spec.has_share else 0)
-        return Head(spec.regions, spec.architecture.dims, chosen, spec.has_share, spec.patch)
+        return Head(
+            spec.regions,
+            spec.architecture.dims,
+            chosen,
+            spec.has_share,
+            spec.patch,
+            spec.intensities,
+        )
 
     def fingerprint(self) -> str:
         """Return a SHA-256 over description, weights and calibration."""

@@ -13,6 +13,7 @@ from medseg.data.regions import RegionSettings, decode
 from medseg.inference.engines.torch_fast import PRECISIONS, TorchEngine
 from medseg.inference.ensemble import members_of
 from medseg.inference.focused import FocusedPosterior
+from medseg.inference.intensities import IntensityPrior, held_against
 from medseg.inference.predictor import OVERLAPS, Engine, SlidingWindow, Temperature
 from medseg.inference.settings import PredictSettings
 from medseg.inference.uncertainty import RunningStatistics, SampleStatistics, statistics_of_share
@@ -42,6 +43,9 @@ class Head:
     window : tuple of int, optional
         Voxels that the network saw at once while it was trained. Instance normalisation counts
         what it sees: shown more, a network answers otherwise.
+    intensities : IntensityPrior, optional
+        What labelled scans look like; what the network says is then held against the scan's own
+        intensities.
     """
 
     regions: RegionSettings
@@ -49,6 +53,7 @@ class Head:
     temperature: Temperature = 1.0
     has_share: bool = False
     window: tuple[int, ...] | None = None
+    intensities: IntensityPrior | None = None
 
     def windowed(self, settings: PredictSettings) -> PredictSettings:
         """Return settings with the windows of the training where they name none."""
@@ -259,14 +264,17 @@ def predict_prepared(
 
     Notes
     -----
-    Memory does not depend on the number of samples.
+    Memory does not depend on the number of samples, but where intensities are looked at.
     """
     chosen = settings or PredictSettings()
     statistics, counts = RunningStatistics(), []
     share, box = None, seen_box(image)
     seen = image[(slice(None), *box)].contiguous()
-    for sample in sample_probabilities(network, seen, head=head, settings=chosen):
-        probabilities = laid_back(sample, box, shape=image.shape[1:], mode=head.regions.mode)
+    drawn = (
+        laid_back(sample, box, shape=image.shape[1:], mode=head.regions.mode)
+        for sample in sample_probabilities(network, seen, head=head, settings=chosen)
+    )
+    for probabilities in held_against(drawn, image, inside, head.regions.names, head.intensities):
         if head.has_share:
             probabilities, share = probabilities.chunk(2)
         statistics.add(probabilities)

@@ -14,6 +14,7 @@ from torch import Tensor
 from medseg.data.regions import RegionSettings
 from medseg.errors import ModelError
 from medseg.geometry import Grid
+from medseg.inference.intensities import held_against
 from medseg.inference.lesions import Lesion, PackedMasks, find_lesions
 from medseg.inference.model import Model
 from medseg.inference.plan import plan_prediction, predict_image
@@ -260,8 +261,8 @@ def observe(
     Notes
     -----
     Maps are kept as running moments, masks of samples at one bit a voxel, so memory hardly grows
-    with the number of samples. Each sample's mask is decided on the case's own grid: its volumes,
-    the mask's and the lesions' are of one kind.
+    with the number of samples, unless intensities are looked at. Each sample's mask is decided on
+    the case's own grid: its volumes, the mask's and the lesions' are of one kind.
     """
     chosen, regions = settings or PredictSettings(), model.spec.regions
     if not any(model.spec.region_definition.values()):
@@ -276,7 +277,10 @@ def observe(
     running = [RunningStatistics() for _ in range(regions.channels)]
     last = share = None
     plan = plan_prediction(model, prepared.image, settings=chosen, source_shape=shape)
-    for sample in predict_image(model, prepared.image, plan=plan):
+    drawn = predict_image(model, prepared.image, plan=plan)
+    for sample in held_against(
+        drawn, prepared.image, prepared.brain, regions.names, model.spec.intensities
+    ):
         if last is not None:
             _keep_decided(samples, SourceMaps(last, *grids), regions, chosen)
         if model.spec.has_share:

@@ -5,6 +5,7 @@ import copy
 import torch
 from torch import nn
 
+from medseg.inference.ensemble import joined
 from medseg.training.method import MethodSettings, Source, TrainingPlan
 from medseg.training.start import load_source, new_network
 from medseg.variational.convert import to_variational, variational_layers
@@ -16,17 +17,18 @@ def after_training(
     """Return what a method makes of a network that was trained as ``method.trained_as``.
 
     That is the network itself, or for ``wise`` and where a share is asked for a copy moved back
-    towards the source. A posterior goes back to the one it started with.
+    towards the source, or several as one. A posterior goes back to the one it started with.
     """
-    if method.share_back == 0 or source is None:
+    if method.shares_back == (0.0,) or source is None:
         return network
     start: nn.Module = new_network(method.architecture(plan.architecture), seed=plan.seed)
     fresh = load_source(start, source, plan.regions)
     if variational_layers(network):
         start = to_variational(start, settings=method.variational)
-    moved = copy.deepcopy(network)
-    interpolate(moved, start, share=method.share_back, skip=fresh)
-    return moved
+    moved = [copy.deepcopy(network) for _ in method.shares_back]
+    for one, share in zip(moved, method.shares_back, strict=True):
+        interpolate(one, start, share=share, skip=fresh)
+    return joined(moved)
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ method          what it does
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 from torch import nn
@@ -55,6 +55,7 @@ VARIATIONAL: tuple[MethodName, ...] = ("gaussian", "dwp", "anchored", "auto")
 #: Methods that need a filter prior.
 WITH_PRIOR: tuple[MethodName, ...] = ("dwp", "anchored")
 _FOLDS = 3
+_Share = Annotated[float, Field(ge=0, le=1)]
 
 
 @settings
@@ -82,8 +83,10 @@ class MethodSettings:
     #: Strength of the penalty of ``l2sp``, per squared unit of weight.
     l2sp_strength: float = Field(default=0.05, ge=0)
     #: Share of the way from the fine-tuned weights back to the source: of ``wise`` a half where
-    #: nothing is said, of all others nothing. ``auto`` chooses its own.
-    wise_share: float | None = Field(default=None, ge=0, le=1)
+    #: nothing is said, of all others nothing. ``auto`` chooses its own. Several: the probabilities
+    #: of the networks at each of them are averaged, a posterior over the way (Izmailov et al. 2019,
+    #: "Subspace inference for Bayesian deep learning", of a line).
+    wise_share: _Share | Annotated[tuple[_Share, ...], Field(min_length=1)] | None = None
     #: Parts of the training subjects that ``auto`` leaves out in turn to choose.
     folds: int = Field(default=_FOLDS, ge=2)
     #: Deviation around the source of ``gaussian`` and ``anchored``, as a share of what
@@ -151,18 +154,24 @@ class MethodSettings:
         spread = None if self.prior_spread == "layer" else self.prior_spread
         out = "dropout" if self.dropout and self.method != "mc_dropout" else None
         usual = 0.5 if self.method == "wise" else 0.0
-        far = "wise" if self.share_back == 0.5 else f"back{self.share_back:g}"
-        back = None if self.share_back == usual else far
+        far = "+".join(f"{share:g}" for share in self.shares_back)
+        back = "wise" if self.shares_back == (0.5,) else f"back{far}"
+        back = None if self.shares_back == (usual,) else back
         several = f"x{self.members}" if self.members > 1 else None
         parts = (self.method, self.prior, start, noisy, spread, out, back, several)
         return "_".join(part for part in parts if part)
 
     @property
-    def share_back(self) -> float:
-        """Share of the way from the fine-tuned weights back to the source."""
+    def shares_back(self) -> tuple[float, ...]:
+        """Shares of the way from the fine-tuned weights back to the source."""
         if self.wise_share is None:
-            return 0.5 if self.method == "wise" else 0.0
-        return self.wise_share
+            return (0.5,) if self.method == "wise" else (0.0,)
+        return self.wise_share if isinstance(self.wise_share, tuple) else (self.wise_share,)
+
+    @property
+    def networks(self) -> int:
+        """Networks that the method ends with: of each member one for each share."""
+        return self.members * len(self.shares_back)
 
     def resolved(self, share: float) -> "MethodSettings":
         """Return what ``auto`` stands for when it goes a share of the way back to the source."""

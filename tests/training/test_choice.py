@@ -75,11 +75,11 @@ def test_what_is_far_from_the_masks_is_moved_back_to_where_it_was_near(
     monkeypatch.setattr(
         choice_module,
         "after_training",
-        lambda network, plan, method, *, source: Sure(16.0 * method.share_back - 8.0),
+        lambda network, plan, method, *, source: Sure(16.0 * method.shares_back[0] - 8.0),
     )
     told = [replace(c, image=torch.where(c.target > 0.5, 1.0, -1.0)) for c in cases]
     found = chosen_method(told, toy.plan(steps=2), AUTO, source=source)
-    assert found.method.share_back > 0.5
+    assert found.method.shares_back[0] > 0.5
     nats = [row["nll_nats"] for row in found.rows]
     assert nats == sorted(nats, reverse=True)
 
