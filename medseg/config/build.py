@@ -309,9 +309,16 @@ def target_faults(
 
 
 def load_arm(
-    method: str, overrides: Sequence[str] = (), *, objective: str | None = None, scans: str = ""
+    method: str,
+    overrides: Sequence[str] = (),
+    *,
+    objective: str | None = None,
+    scans: str = "",
+    refine: bool = False,
 ) -> Arm:
     """Return a method with an objective beside its own; overrides ``objective.key=value`` are its.
+
+    With ``refine``, or an override ``refine.key=value``, predictions are held against intensities.
 
     Raises
     ------
@@ -321,8 +328,11 @@ def load_arm(
     values: dict[str, Any] = {"method": method}
     if objective is not None:
         values["objective"] = {"kind": objective}
+    if refine:
+        values["refine"] = {}
     apply_overrides(values, overrides)
-    chosen = {"objective": values.pop("objective", None), "method": values, "scans": scans}
+    beside = {part: values.pop(part, None) for part in ("objective", "refine")}
+    chosen = {**beside, "method": values, "scans": scans}
     arm = validate(Arm, chosen, where="method")
     if not arm.is_a_pair:
         raise faulty("method", [_mismatch("objective", arm)])

@@ -18,6 +18,7 @@ from medseg.errors import DataError
 from medseg.experiment.plan import Cohort, ExperimentPlan
 from medseg.experiment.single import finetune_target, fingerprint, seen_beside
 from medseg.inference.calibrate import HeldOut, calibrate, warn_of_few
+from medseg.inference.intensities import RefinementSettings
 from medseg.inference.model import (
     SPEC_NAME,
     WEIGHTS_NAME,
@@ -47,6 +48,7 @@ def finetune_calibrated(
     key: str,
     objective: ObjectiveSettings | None = None,
     scans: str = "",
+    refine: RefinementSettings | None = None,
     other_people: bool = False,
     predict: PredictSettings | None = None,
     settings: CalibrationSettings | None = None,
@@ -60,7 +62,7 @@ def finetune_calibrated(
 
     Parameters
     ----------
-    plan, method, source, out, key, objective, scans
+    plan, method, source, out, key, objective, scans, refine
         As for :func:`medseg.experiment.single.finetune_target`.
     folds : int
         From 2 to the number of subjects.
@@ -83,12 +85,19 @@ def finetune_calibrated(
     cover, as there is for cases that the model never saw (:func:`calibrate_on`).
     """
     learned = plan.target.source
-    identity = f"{key}-{method}-{objective}-{scans}-{fingerprint(source)}"
+    identity = f"{key}-{method}-{objective}-{scans}-{refine}-{fingerprint(source)}"
     # What cannot be is refused before the first training.
     parts = subject_folds(learned, folds, seed=plan.protocol.seed)
     _refuse_seen(seen_beside(plan, scans, source), learned.subjects, other_people)
     warn_of_few(len(set(learned.subjects)), settings or CalibrationSettings())
-    train = partial(finetune_target, method=method, source=source, objective=objective, scans=scans)
+    train = partial(
+        finetune_target,
+        method=method,
+        source=source,
+        objective=objective,
+        scans=scans,
+        refine=refine,
+    )
     model = _whole_model(plan, out, identity, train=partial(train, key=key))
     held_out: list[HeldOut] = []
     for number, left_out in enumerate(parts):

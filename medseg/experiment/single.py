@@ -13,6 +13,7 @@ from medseg.errors import ConfigError
 from medseg.experiment.plan import Arm, ExperimentPlan
 from medseg.experiment.sources import more_scans, training_cases
 from medseg.inference.ensemble import joined, members_of
+from medseg.inference.intensities import RefinementSettings, fit_intensity_prior
 from medseg.inference.model import Model, ModelSpec, load_model, seen_subjects, spec_to_json
 from medseg.inference.provenance import versions
 from medseg.io.atomic import write_table
@@ -108,22 +109,31 @@ def finetune_target(
     key: str,
     objective: ObjectiveSettings | None = None,
     scans: str = "",
+    refine: RefinementSettings | None = None,
 ) -> Model:
     """Train on every case of the plan's target by one method and save the model in ``out``.
 
     An interrupted training goes on where it stopped when it is started again. With privileged
-    channels the model takes scans without them; a distilled one tells its own uncertainty.
+    channels the model takes scans without them; a distilled one tells its own uncertainty. With
+    ``refine`` it remembers what these cases look like, and holds its predictions against each
+    scan's own intensities.
 
     Raises
     ------
     TrainingError
         The objective learns from more scans, but ``scans`` is not among those of the plan.
     """
-    arm = Arm(method=method, objective=objective, scans=scans)
+    arm = Arm(method=method, objective=objective, scans=scans, refine=refine)
     more = more_scans(plan, scans, labelled=arm.more[1]) if scans in plan.scans else None
     protocol = plan.protocol
     cases = training_cases(plan.target, plan, regions=protocol.regions, allow_missing=False)
     architecture = plan.architecture(len(protocol.channels), protocol.regions.channels)
+    looks = None
+    if refine is not None:
+        # Before the training: what cannot be is refused at once.
+        looks = fit_intensity_prior(
+            cases, protocol.regions.names, plan.target.definition, chosen=refine
+        )
     training, origin = _training_plan(plan, architecture), fingerprint(source)
     chosen = method if objective is None else (method, objective, scans)
     checkpoints = Checkpoints(folder=out / "state", key=f"{key}-{chosen}-{origin}")
@@ -157,7 +167,7 @@ def finetune_target(
     # All that tells a model from another of the same label.
     used = TypeAdapter(Arm).dump_python(replace(arm, method=choice.method), mode="json")
     record = {
-        **{part: used[part] for part in ("method", "objective", "scans")},
+        **{part: used[part] for part in ("method", "objective", "scans", "refine")},
         "source": origin,
         "subjects": sorted({case.subject for case in cases}),
         "seen_subjects": sorted(
@@ -168,7 +178,8 @@ def finetune_target(
         "prior_hash": prior if method.method in WITH_PRIOR else None,
         "versions": versions(),
     }
-    spec = replace(_spec(plan, arm, architecture, record), temperature=choice.temperature)
+    spec = _spec(plan, arm, architecture, record)
+    spec = replace(spec, temperature=choice.temperature, intensities=looks)
     model = Model(joined(networks), spec)
     model.save(out)
     if choice.rows:

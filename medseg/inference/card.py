@@ -44,6 +44,7 @@ def model_card(spec: dict[str, Any], *, n_weights: int) -> str:
         f"- Network: {several}{kind} {architecture['dims']}D U-Net, widths "
         f"{'-'.join(map(str, architecture['widths']))}, {n_weights:,} numbers; logits divided by "
         f"temperature {spec['temperature']:g}.",
+        *_refinement(spec.get("intensities")),
         "",
         "## How it was trained",
         "",
@@ -56,6 +57,16 @@ def model_card(spec: dict[str, Any], *, n_weights: int) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _refinement(intensities: dict[str, Any] | None) -> list[str]:
+    if intensities is None:
+        return []
+    return [
+        f"- Refined: held against each scan's own intensities, {len(intensities['tissues'])} "
+        f"Gaussians with what the training scans look like as their prior "
+        f"({_pairs(intensities['settings'])})."
+    ]
 
 
 def _pairs(values: dict[str, Any]) -> str:

@@ -28,6 +28,8 @@ from medseg.settings import settings
 _MOST_VOXELS, _LEAST_VOXELS = 20_000, 20
 #: Added to variances of normalised intensities: a tissue without noise would be a needle.
 _LEAST_VARIANCE = 0.02
+#: Mean change of a chance below which a mixture has settled.
+_SETTLED = 1e-4
 
 
 @settings
@@ -213,93 +215,108 @@ class IntensityMixture:
         self.count = torch.full_like(self.prior_alpha, count)
         self.degrees = torch.full_like(self.prior_alpha, self.prior_degrees)
         self.scatter = self.prior_scatter
-        places = self.inside.nonzero().sum(1) % 2
-        self.colours = [places == 0, places == 1]
+        # Densities and moments are sums over 1, x and the products of x with itself.
+        self.rows, self.columns = torch.triu_indices(len(picked), len(picked), device=picked.device)
+        seen = self.intensities.T
+        squares = seen[self.rows] * seen[self.columns]
+        self.features = torch.cat([torch.ones_like(seen[:1]), seen, squares])
+        self.places = self.inside.flatten().nonzero()[:, 0]
+        self.colour = self.inside.nonzero().sum(1) % 2 == 0
         self.chances = self.log_prior.softmax(0)
         self.update_voxels()
 
     def expected_log_likelihood(self) -> Tensor:
         """Return the expected log of weight times density, (J, v), in nats."""
         channels = self.mean.shape[1]
-        root = torch.linalg.cholesky(self.scatter)
+        precision = self.degrees[:, None, None] * torch.linalg.inv(self.scatter)
         steps = torch.arange(channels, dtype=torch.float64, device=self.mean.device)
         log_precision = (
             torch.digamma((self.degrees[:, None] - steps) / 2).sum(1)
             + channels * math.log(2)
-            - 2 * root.diagonal(dim1=1, dim2=2).log().sum(1)
+            - torch.linalg.slogdet(self.scatter).logabsdet
         )
-        total = torch.zeros(int(self.tissues.max()) + 1, dtype=torch.float64, device=root.device)
+        total = torch.zeros(len(self.log_prior), dtype=torch.float64, device=self.mean.device)
         total.index_add_(0, self.tissues, self.alpha)
-        log_weight = torch.digamma(self.alpha) - torch.digamma(total[self.tissues])
-        constant = log_weight + 0.5 * (
-            log_precision - channels * math.log(2 * math.pi) - channels / self.count
+        pull = (precision @ self.mean[:, :, None])[:, :, 0]
+        constant = (
+            torch.digamma(self.alpha)
+            - torch.digamma(total[self.tissues])
+            + 0.5 * (log_precision - channels * math.log(2 * math.pi) - channels / self.count)
+            - 0.5 * (pull * self.mean).sum(1)
         )
-        found = []
-        unit = torch.eye(channels, dtype=torch.float64, device=root.device)
-        for index in range(len(self.tissues)):
-            whiten = torch.linalg.solve_triangular(root[index], unit, upper=False)
-            whiten = (whiten * self.degrees[index].sqrt()).to(self.intensities.dtype)
-            away = (self.intensities - self.mean[index].to(whiten.dtype)) @ whiten.T
-            found.append(constant[index].to(whiten.dtype) - 0.5 * away.square().sum(1))
-        return torch.stack(found)
+        # Products of different channels stand for two.
+        twice = torch.where(self.rows == self.columns, 0.5, 1.0).to(precision)
+        products = -twice * precision[:, self.rows, self.columns]
+        factors = torch.cat([constant[:, None], pull, products], dim=1)
+        return factors.to(self.features.dtype) @ self.features
 
     def update_voxels(self) -> None:
         """Update what each voxel is: ``chances`` (t, v) and ``parts`` (J, v) of each Gaussian."""
         chosen = self.prior.settings
-        scaled = chosen.likelihood_power * self.expected_log_likelihood()
+        scaled = self.expected_log_likelihood().mul_(chosen.likelihood_power)
         evidence = torch.stack(
             [scaled[self.tissues == index].logsumexp(0) for index in range(len(self.log_prior))]
         )
         belief = self.log_prior + evidence
-        for colour in self.colours:
-            field = chosen.neighbour_nats * neighbour_sum(self.chances, self.inside)
-            self.chances[:, colour] = (belief + field)[:, colour].softmax(0)
-        self.parts = self.chances[self.tissues] * (scaled - evidence[self.tissues]).exp()
+        for now in (self.colour, ~self.colour):
+            field = neighbour_sum(self.chances, self.places, self.inside.shape)
+            renewed = field.mul_(chosen.neighbour_nats).add_(belief).softmax(0)
+            self.chances = torch.where(now, renewed, self.chances)
+        self.parts = scaled.sub_(evidence[self.tissues]).exp_().mul_(self.chances[self.tissues])
 
     def update_gaussians(self) -> None:
         """Update the Gaussians and their weights."""
-        parts = self.prior.settings.likelihood_power * self.parts
-        seen = self.intensities
-        own = parts.sum(1, dtype=torch.float64)
-        first = (parts @ seen).double()
-        mean = first / own.clamp(min=1e-12)[:, None]
-        self.alpha, before = self.prior_alpha + own, self.prior.settings.prior_voxels
+        moments = self.prior.settings.likelihood_power * (self.parts @ self.features.T).double()
+        channels, before = self.mean.shape[1], self.prior.settings.prior_voxels
+        own, first = moments[:, 0], moments[:, 1 : 1 + channels]
+        second = torch.empty_like(self.scatter)
+        second[:, self.rows, self.columns] = moments[:, 1 + channels :]
+        second[:, self.columns, self.rows] = moments[:, 1 + channels :]
+        self.alpha = self.prior_alpha + own
         self.count = before + own
         self.degrees = self.prior_degrees + own
         self.mean = (before * self.prior_mean + first) / self.count[:, None]
-        shift = mean - self.prior_mean
-        pulled = (before * own / self.count)[:, None, None] * shift[:, :, None] * shift[:, None, :]
-        inner = torch.stack(
-            [
-                ((seen - middle.to(seen.dtype)) * part[:, None]).T @ (seen - middle.to(seen.dtype))
-                for middle, part in zip(mean, parts, strict=True)
-            ]
+        self.scatter = (
+            self.prior_scatter
+            + second
+            + before * _outer(self.prior_mean)
+            - self.count[:, None, None] * _outer(self.mean)
         )
-        self.scatter = self.prior_scatter + inner.double() + pulled
 
     def fit(self) -> Tensor:
         """Return the chance of each tissue in each voxel, (t, v)."""
         for _ in range(self.prior.settings.iterations - 1):
+            before = self.chances
             self.update_gaussians()
             self.update_voxels()
+            if float((self.chances - before).abs().mean()) < _SETTLED:
+                break
         return self.chances
 
 
-def neighbour_sum(chances: Tensor, inside: Tensor) -> Tensor:
-    """Return the sum over the six neighbours of each voxel, (t, v); outside there is nothing."""
-    found = torch.empty_like(chances)
-    for index, chance in enumerate(chances):
-        volume = chance.new_zeros([length + 2 for length in inside.shape])
-        middle = volume[1:-1, 1:-1, 1:-1]
-        middle[inside] = chance
-        total = torch.zeros_like(middle)
-        for axis in range(3):
-            for start in (0, 2):
-                where = [slice(1, -1)] * 3
-                where[axis] = slice(start, start + inside.shape[axis])
-                total += volume[tuple(where)]
-        found[index] = total[inside]
-    return found
+def _outer(vectors: Tensor) -> Tensor:
+    return vectors[:, :, None] * vectors[:, None, :]
+
+
+def neighbour_sum(chances: Tensor, places: Tensor, shape: Sequence[int]) -> Tensor:
+    """Return the sum over the six neighbours of each voxel, (t, v); elsewhere there is nothing.
+
+    Parameters
+    ----------
+    chances : Tensor, shape (t, v)
+    places : Tensor, shape (v,), int64
+        Of the voxels in the flattened volume.
+    shape : sequence of int
+        Of the volume.
+    """
+    volume = chances.new_zeros((len(chances), math.prod(shape)))
+    volume[:, places] = chances
+    volume = volume.view(-1, *shape)
+    total = torch.zeros_like(volume)
+    for axis, length in enumerate(shape, start=1):
+        total.narrow(axis, 1, length - 1).add_(volume.narrow(axis, 0, length - 1))
+        total.narrow(axis, 0, length - 1).add_(volume.narrow(axis, 1, length - 1))
+    return total.flatten(1)[:, places]
 
 
 def refined(probability: Tensor, image: Tensor, inside: Tensor, prior: IntensityPrior) -> Tensor:

@@ -134,6 +134,11 @@ SOURCES: dict[str, str] = {
 #: What may follow the name of a method, from the last on: its pattern, and what it means in a name
 #: and in a sentence. The tables write them in this order, see ``label`` of an experiment's arm.
 _KINDS = (
+    (
+        r"_refined$",
+        "refined",
+        "What it says is held against the intensities of each scan.",
+    ),
     (r"_co_learning$", "co-learning", "It also learns from scans without masks."),
     (r"_hard_sharing$", "hard sharing", "It shares its weights with a network of other scans."),
     (r"_soft_sharing$", "soft sharing", "It stays close to a network of other scans."),
@@ -149,7 +154,16 @@ _KINDS = (
 _ENDINGS = (
     (r"_x(\d+)$", "×{}", "The mean of {} networks."),
     (r"_wise$", "part of the way back", "Its weights go part of the way back to the source."),
-    (r"_back([\d.]+)$", "{} of the way back", "Its weights go {} of the way back to the source."),
+    (
+        r"_path$",
+        "all of the way back",
+        "Networks from its weights to those of the source are averaged.",
+    ),
+    (
+        r"_back([\d.+]+)$",
+        "{} of the way back",
+        "Its weights go {} of the way back to the source.",
+    ),
     (r"(?<!^mc)_dropout$", "dropout", "Channels are left out at random, also when it predicts."),
     (r"_weight$", "by weight", "Its deviations go by the size of each weight."),
     (r"_noise$", "noise", "Noise is added to the filters drawn at random."),

@@ -87,6 +87,15 @@ def finetune(
             "a folder's training has 1200 steps. They must mark the target's regions then."
         ),
     ] = "",
+    refine: Annotated[
+        bool,
+        typer.Option(
+            "--refine",
+            help="Hold predictions against each scan's own intensities: a mixture of Gaussians "
+            "with the network's probabilities as its prior (settings: --set refine.key=value). "
+            "For regions that lie in each other.",
+        ),
+    ] = False,
     calibrate: Annotated[
         int,
         typer.Option(
@@ -135,7 +144,9 @@ def finetune(
     given = ["members=5"] if method in (None, "auto") else []
     if rehearses:
         given, objective = [*given, *REHEARSAL], "rehearsal"
-    arm = load_arm(name, [*given, *(options or ())], objective=objective, scans=scans)
+    arm = load_arm(
+        name, [*given, *(options or ())], objective=objective, scans=scans, refine=refine
+    )
     _check_needs(arm.method, source=source, prior=prior, kernels=kernels)
     _check_channels(plan, spec)
     begin(out)
@@ -158,6 +169,7 @@ def finetune(
         key=plan_key(plan),
         objective=arm.objective,
         scans=scans,
+        refine=arm.refine,
     )
     typer.echo(str(out))
 
