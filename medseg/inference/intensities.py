@@ -124,11 +124,16 @@ def fit_intensity_prior(
     Raises
     ------
     ConfigError
-        The regions do not lie in each other.
+        The regions do not lie in each other, or are classes.
     DataError
         No case has everything, or a tissue is in none of them.
     """
     chosen = chosen or RefinementSettings()
+    if any(case.has_background for case in cases):
+        raise ConfigError(
+            "Refinement by intensities is for regions, but the mode is 'classes'.",
+            hint="Leave the refinement out, or use mode 'regions'.",
+        )
     order = nested({name: definition[name] for name in names})
     rows = [list(names).index(name) for name in order]
     whole = [case for case in cases if bool(case.present.all()) and bool(case.known.all())]
@@ -253,16 +258,16 @@ class IntensityMixture:
     def update_voxels(self) -> None:
         """Update what each voxel is: ``chances`` (t, v) and ``parts`` (J, v) of each Gaussian."""
         chosen = self.prior.settings
-        scaled = self.expected_log_likelihood().mul_(chosen.likelihood_power)
+        each = self.expected_log_likelihood()
         evidence = torch.stack(
-            [scaled[self.tissues == index].logsumexp(0) for index in range(len(self.log_prior))]
+            [each[self.tissues == index].logsumexp(0) for index in range(len(self.log_prior))]
         )
-        belief = self.log_prior + evidence
+        belief = self.log_prior + chosen.likelihood_power * evidence
         for now in (self.colour, ~self.colour):
             field = neighbour_sum(self.chances, self.places, self.inside.shape)
             renewed = field.mul_(chosen.neighbour_nats).add_(belief).softmax(0)
             self.chances = torch.where(now, renewed, self.chances)
-        self.parts = scaled.sub_(evidence[self.tissues]).exp_().mul_(self.chances[self.tissues])
+        self.parts = each.sub_(evidence[self.tissues]).exp_().mul_(self.chances[self.tissues])
 
     def update_gaussians(self) -> None:
         """Update the Gaussians and their weights."""
