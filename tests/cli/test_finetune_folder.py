@@ -11,10 +11,12 @@ import torch
 
 from medseg.cli.main import main
 from medseg.data.regions import RegionSettings
+from medseg.data.sources.brats import BratsSettings, BratsSource
 from medseg.errors import ConfigError
 from medseg.experiment import single
 from medseg.experiment.single import fingerprint, load_source_model, source_from
 from medseg.inference.model import Model, ModelSpec, load_model
+from medseg.inference.predict import predict_case
 from medseg.networks.unet import UNetSettings
 from medseg.preprocess.prepare import PreprocessSettings
 from medseg.priors.fit import FitPriorSettings, fit_priors
@@ -243,6 +245,27 @@ def test_a_source_of_other_regions_is_asked_how_far_to_go_back(
     assert load_model(tmp_path / "same").spec.method == "wise_back0.25"
     assert run(*argv, *regions, "--out", tmp_path / "other") == 0
     assert load_model(tmp_path / "other").spec.method == "auto"
+
+
+def test_a_refined_model_knows_how_its_scans_look(
+    tmp_path: Path, tumours: Path, source: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ("finetune", tumours, "--source", source, "--method", "wise", *FAST)
+    both = ("protocol.regions.names=[core,whole]", "--set", "refine.components=1")
+    assert run(*argv, *both, "--refine", "--out", tmp_path / "out") == 0
+    refined = load_model(tmp_path / "out")
+    looks = refined.spec.intensities
+    assert looks is not None
+    assert looks.regions == ("whole", "core")
+    assert set(looks.tissues) == {0, 1, 2}
+    assert "Refined:" in (tmp_path / "out" / "card.md").read_text()
+    case = BratsSource(BratsSettings(root=tumours))[0]
+    plain = replace(refined, spec=replace(refined.spec, intensities=None))
+    found, other = (predict_case(model, case).probability.values for model in (refined, plain))
+    assert not torch.equal(found, other)
+    disjoint = "protocol.regions.names=[core,oedema]"
+    assert run(*argv, disjoint, "--refine", "--out", tmp_path / "no") == 2
+    assert "'core'" in capsys.readouterr().err
 
 
 CONFIG = """

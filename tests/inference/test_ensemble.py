@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from medseg.data.regions import RegionSettings
-from medseg.inference.ensemble import Ensemble, members_of
+from medseg.inference.ensemble import Ensemble, joined, members_of
 from medseg.inference.model import Model, ModelSpec, build_network, load_model
 from medseg.inference.plan import predict_image
 from medseg.inference.posterior import predict_prepared, sample_count, sample_probabilities
@@ -42,6 +42,15 @@ def model(spec: ModelSpec) -> Model:
 def draw(network: nn.Module, **changes: object) -> list[torch.Tensor]:
     settings = PredictSettings(**{"samples": 4, **changes})  # type: ignore[arg-type]
     return list(sample_probabilities(network, IMAGE, head=model(SPEC).head, settings=settings))
+
+
+def test_ensembles_join_to_one_of_all_their_members() -> None:
+    several, one = (
+        members_of(model(SPEC).network),
+        build_network(dataclasses.replace(SPEC, members=1)),
+    )
+    assert members_of(joined([joined(several), one])) == (*several, one)
+    assert joined([joined([one])]) is one
 
 
 def test_a_deterministic_ensemble_is_worth_its_members() -> None:

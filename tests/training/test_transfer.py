@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from medseg.data.regions import RegionSettings
 from medseg.data.training_set import PatchSampler
 from medseg.errors import TrainingError
+from medseg.inference.ensemble import members_of
 from medseg.priors.fit import FitPriorSettings, fit_priors
 from medseg.priors.harvest import layer_kernels
 from medseg.training.finish import interpolate
@@ -242,6 +243,13 @@ def test_wise_goes_from_the_fine_tuned_weights_to_the_source(toy, source, names)
         torch.testing.assert_close(found[0.5][name], (value + back) / 2)
 
 
+def test_several_shares_are_networks_of_their_own(toy, source):
+    alone = [tuned(toy, source, "wise", settings={"wise_share": share}) for share in (0.0, 0.5, 1)]
+    found = members_of(tuned(toy, source, "wise", settings={"wise_share": (0.0, 0.5, 1.0)}))
+    for one, other in zip(found, alone, strict=True):
+        assert same(one.state_dict(), other.state_dict()) == set(one.state_dict())
+
+
 def test_interpolation_keeps_its_end(toy):
     first, second = (new_network(toy.plan().architecture, seed=seed) for seed in (0, 1))
     wanted = toy.tensors_of(second)
@@ -409,5 +417,7 @@ def test_labels_tell_variants_apart():
     assert [MethodSettings(method=m, wise_share=s).label for m, s in shares] == [
         "wise", "wise", "wise_back0.25", "gaussian", "gaussian_wise", "gaussian_back0.75"
     ]  # fmt: skip
+    several = MethodSettings(method="gaussian", wise_share=(0, 0.5, 1), members=2)
+    assert (several.label, several.networks) == ("gaussian_back0+0.5+1_x2", 6)
     with pytest.raises(ValidationError, match="prior belongs to the methods dwp"):
         MethodSettings(method="pr", prior="gmm")
