@@ -18,7 +18,7 @@ from medseg.errors import DataError
 from medseg.experiment.plan import Cohort, ExperimentPlan
 from medseg.experiment.single import finetune_target, fingerprint, seen_beside
 from medseg.inference.calibrate import HeldOut, calibrate, warn_of_few
-from medseg.inference.intensities import RefinementSettings
+from medseg.inference.intensity_prior import RefinementSettings
 from medseg.inference.model import (
     SPEC_NAME,
     WEIGHTS_NAME,

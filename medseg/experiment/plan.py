@@ -10,7 +10,7 @@ from medseg.data.regions import Definition, RegionSettings
 from medseg.data.source import CaseSource
 from medseg.data.training_set import AugmentSettings, PatchSettings
 from medseg.errors import ConfigError
-from medseg.inference.intensities import RefinementSettings
+from medseg.inference.intensity_prior import RefinementSettings
 from medseg.losses.segmentation import LossSettings
 from medseg.networks.unet import UNetSettings
 from medseg.preprocess.prepare import PreprocessSettings

@@ -33,9 +33,14 @@ from medseg.experiment.cell import (
 )
 from medseg.experiment.failures import clear_failure, has_failed, note_failure, write_failures
 from medseg.experiment.plan import Arm, Cohort, ExperimentPlan
-from medseg.experiment.sources import make_source, more_scans, refuse_own_people, training_cases
+from medseg.experiment.sources import (
+    intensities_of,
+    make_source,
+    more_scans,
+    refuse_own_people,
+    training_cases,
+)
 from medseg.experiment.tables import write_tables
-from medseg.inference.intensities import fit_intensity_prior
 from medseg.inference.posterior import Head
 from medseg.inference.provenance import git_commit, versions
 from medseg.io.atomic import write_json
@@ -215,9 +220,7 @@ def _one(
         channels = list(range(len(regions.names)))
         head = replace(_head(regions, plan), has_share=arm.distils, temperature=temperature)
         if arm.refine is not None:
-            definition = {name: plan.target.definition[name] for name in regions.names}
-            looks = fit_intensity_prior(data.train, regions.names, definition, chosen=arm.refine)
-            head = replace(head, intensities=looks)
+            head = replace(head, intensities=intensities_of(data.train, plan, arm.refine))
         hidden = [plan.protocol.channels.index(name) for name in arm.hidden_channels]
         where = asdict(cell)
         training.forgetting.score(

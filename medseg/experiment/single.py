@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,9 @@ from pydantic import TypeAdapter
 
 from medseg.errors import ConfigError
 from medseg.experiment.plan import Arm, ExperimentPlan
-from medseg.experiment.sources import more_scans, training_cases
+from medseg.experiment.sources import intensities_of, more_scans, training_cases
 from medseg.inference.ensemble import joined, members_of
-from medseg.inference.intensities import RefinementSettings, fit_intensity_prior
+from medseg.inference.intensity_prior import RefinementSettings
 from medseg.inference.model import Model, ModelSpec, load_model, seen_subjects, spec_to_json
 from medseg.inference.provenance import versions
 from medseg.io.atomic import write_table
@@ -21,8 +22,9 @@ from medseg.networks.unet import UNetSettings
 from medseg.priors.kernel_set import KernelSet
 from medseg.priors.layer_priors import LayerPriors
 from medseg.training.checkpoint import Checkpoints
-from medseg.training.choice import chosen_method
+from medseg.training.choice import Choice, chosen_method
 from medseg.training.learn import learn
+from medseg.training.loop import TrainingResult
 from medseg.training.method import WITH_PRIOR
 from medseg.training.objectives import ObjectiveSettings
 from medseg.training.transfer import VARIATIONAL, MethodSettings, Source, TrainingPlan
@@ -128,12 +130,8 @@ def finetune_target(
     protocol = plan.protocol
     cases = training_cases(plan.target, plan, regions=protocol.regions, allow_missing=False)
     architecture = plan.architecture(len(protocol.channels), protocol.regions.channels)
-    looks = None
-    if refine is not None:
-        # Before the training: what cannot be is refused at once.
-        looks = fit_intensity_prior(
-            cases, protocol.regions.names, plan.target.definition, chosen=refine
-        )
+    # Before the training: what cannot be is refused at once.
+    looks = None if refine is None else intensities_of(cases, plan, refine)
     training, origin = _training_plan(plan, architecture), fingerprint(source)
     chosen = method if objective is None else (method, objective, scans)
     checkpoints = Checkpoints(folder=out / "state", key=f"{key}-{chosen}-{origin}")
@@ -182,13 +180,20 @@ def finetune_target(
     spec = replace(spec, temperature=choice.temperature, intensities=looks)
     model = Model(joined(networks), spec)
     model.save(out)
+    _write_histories(out, choice, results, checkpoints)
+    return model
+
+
+def _write_histories(
+    out: Path, choice: Choice, results: Sequence[TrainingResult], checkpoints: Checkpoints
+) -> None:
+    """Write what was chosen and how the members were trained; their states are done with."""
     if choice.rows:
         write_table(out / "choice.tsv", choice.rows)
     for member, result in enumerate(results):
         name = f"history_member{member}.tsv" if member else "history.tsv"
         write_table(out / name, result.history)
         _of_member(checkpoints, member).clear()
-    return model
 
 
 def _training_plan(plan: ExperimentPlan, architecture: UNetSettings) -> TrainingPlan:

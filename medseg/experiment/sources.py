@@ -15,6 +15,11 @@ from medseg.data.splits import bootstrap_subjects, split_by_subject
 from medseg.data.training_set import TrainingCase, make_training_case
 from medseg.errors import ConfigError
 from medseg.experiment.plan import Cohort, ExperimentPlan, source_regions
+from medseg.inference.intensity_prior import (
+    IntensityPrior,
+    RefinementSettings,
+    fit_intensity_prior,
+)
 from medseg.inference.model import Model, ModelSpec, load_model, seen_subjects
 from medseg.inference.posterior import Head
 from medseg.inference.provenance import versions
@@ -61,6 +66,14 @@ def training_cases(
         cases.append(make_training_case(prepared, regions=regions, definition=cohort.definition))
     log.info("prepared %d cases of %s", len(cases), cohort.source.name)
     return cases
+
+
+def intensities_of(
+    cases: Sequence[TrainingCase], plan: ExperimentPlan, refine: RefinementSettings
+) -> IntensityPrior:
+    """Return how the tissues of the target's training cases look."""
+    names, definition = plan.protocol.regions.names, plan.target.definition
+    return fit_intensity_prior(cases, names, definition, chosen=refine)
 
 
 def more_scans(plan: ExperimentPlan, name: str, *, labelled: bool) -> MoreScans:

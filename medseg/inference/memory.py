@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ import torch
 from medseg.errors import ConfigError
 from medseg.geometry import Grid
 from medseg.inference.engines.engine import Engine
+from medseg.inference.intensity_prior import refinement_bytes
 from medseg.inference.model import Model
 from medseg.inference.predictor import MOST_WINDOW_VOXELS, OVERLAPS
 from medseg.inference.settings import PredictSettings
@@ -62,31 +62,6 @@ _ENGINES = {
 }
 #: Engines whose features take two bytes a number.
 _HALVED = {("torch", "bf16"), ("torch", "float16")}
-_UNITS = {"M": MIB, "MIB": MIB, "G": GIB, "GIB": GIB, "T": 1024 * GIB, "TIB": 1024 * GIB}
-_UNITS |= {"MB": 10**6, "GB": 10**9, "TB": 10**12}
-
-
-def parse_memory(text: str) -> float:
-    """Return an amount of memory in GiB.
-
-    Raises
-    ------
-    ConfigError
-        It is no positive number with a unit.
-
-    Examples
-    --------
-    >>> parse_memory("4G"), parse_memory("512MiB"), parse_memory("1.5 GiB")
-    (4.0, 0.5, 1.5)
-    """
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*", text)
-    unit = _UNITS.get(found[2].upper()) if found else None
-    if found is None or unit is None or float(found[1]) == 0:
-        raise ConfigError(
-            f"An amount of memory is a positive number with a unit, but it is {text!r}.",
-            hint="Write 4G (the same as 4GiB) or 500M.",
-        )
-    return float(found[1]) * unit / GIB
 
 
 def numbers_per_voxel(architecture: UNetSettings, *, in_place: bool = False) -> tuple[float, float]:
@@ -152,6 +127,8 @@ class Job:
         "eager", "torch", "openvino" or "onnx"; "samples" of a variational network.
     number_bytes : int
         Of a number of the network's features.
+    refinement_bytes : int
+        For holding the samples against the scan's intensities.
     """
 
     architecture: UNetSettings
@@ -161,6 +138,7 @@ class Job:
     regions: int
     engine: str = "eager"
     number_bytes: int = 4
+    refinement_bytes: int = 0
 
     @classmethod
     def of(
@@ -170,10 +148,12 @@ class Job:
         *,
         source_shape: tuple[int, int, int] | None = None,
         engine: Engine | None = None,
+        samples: int = 1,
     ) -> Job:
         """Return the job of predicting a prepared image (c, x, y, z) with a model.
 
-        ``engine`` is what computes the logits where that is not the network itself.
+        ``engine`` is what computes the logits where that is not the network itself. The number of
+        samples counts where they are held against the scan's intensities.
         """
         weights = model.network.state_dict().values()
         c, x, y, z = image.shape
@@ -187,6 +167,12 @@ class Job:
             regions=len(model.spec.regions.names),
             engine=network if engine is None else engine.name,
             number_bytes=2 if engine and (engine.name, engine.precision) in _HALVED else 4,
+            refinement_bytes=refinement_bytes(
+                model.spec.intensities,
+                image,
+                outputs=model.spec.architecture.out_channels,
+                samples=samples,
+            ),
         )
 
     @property
@@ -207,7 +193,8 @@ class Job:
         prepared = 4 * voxels * (c + 1 + 7 * outputs + 1)
         written = 4 * voxels * 4 * self.regions + self.source_voxels * (self.regions + 4 * 4)
         ahead = reading_bytes(self.source_voxels, scans=c) + 4 * voxels * (c + 1)
-        return PROCESS_BYTES + self.weights_held + prepared + written + ahead
+        held = prepared + written + ahead + self.refinement_bytes
+        return PROCESS_BYTES + self.weights_held + held
 
     @property
     def weights_held(self) -> int:

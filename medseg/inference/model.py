@@ -21,7 +21,7 @@ from medseg.data.regions import RegionSettings
 from medseg.errors import ModelError
 from medseg.inference.card import model_card
 from medseg.inference.ensemble import joined
-from medseg.inference.intensities import IntensityPrior
+from medseg.inference.intensity_prior import IntensityPrior
 from medseg.inference.posterior import Head
 from medseg.io.atomic import atomic_path, file_sha256, write_json, write_text
 from medseg.networks.unet import UNet, UNetSettings
@@ -168,14 +168,8 @@ class Model:
         else:
             # Shares of variance are no probabilities of a region.
             chosen = temperature + (1.0,) * (len(temperature) if spec.has_share else 0)
-        return Head(
-            spec.regions,
-            spec.architecture.dims,
-            chosen,
-            spec.has_share,
-            spec.patch,
-            spec.intensities,
-        )
+        rest = spec.has_share, spec.patch, spec.intensities
+        return Head(spec.regions, spec.architecture.dims, chosen, *rest)
 
     def fingerprint(self) -> str:
         """Return a SHA-256 over description, weights and calibration."""

@@ -11,7 +11,7 @@ from medseg.inference.compute import engine_for, with_profile
 from medseg.inference.engines.engine import Engine
 from medseg.inference.memory import Job, fitted
 from medseg.inference.model import Model
-from medseg.inference.posterior import laid_back, sample_probabilities, seen_box
+from medseg.inference.posterior import laid_back, sample_count, sample_probabilities, seen_box
 from medseg.inference.settings import PredictSettings
 from medseg.networks.precision import resolve_device
 from medseg.shapes import Image
@@ -66,7 +66,8 @@ def plan_prediction(
     device = resolve_device(wanted.device)
     model.network.to(device)
     engine = engine_for(model, seen, settings=wanted)
-    job = Job.of(model, seen, source_shape=source_shape, engine=engine)
+    samples = sample_count(model.network, wanted)
+    job = Job.of(model, seen, source_shape=source_shape, engine=engine, samples=samples)
     chosen = fitted(wanted, job=job, device=device, trained=model.head.windowed(wanted))
     if engine is not None and not model.spec.is_random:
         # An engine has a precision of its own.

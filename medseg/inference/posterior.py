@@ -13,8 +13,9 @@ from medseg.data.regions import RegionSettings, decode
 from medseg.inference.engines.torch_fast import PRECISIONS, TorchEngine
 from medseg.inference.ensemble import members_of
 from medseg.inference.focused import FocusedPosterior
-from medseg.inference.intensities import IntensityPrior, held_against
+from medseg.inference.intensity_prior import IntensityPrior
 from medseg.inference.predictor import OVERLAPS, Engine, SlidingWindow, Temperature
+from medseg.inference.refinement import held_against
 from medseg.inference.settings import PredictSettings
 from medseg.inference.uncertainty import RunningStatistics, SampleStatistics, statistics_of_share
 from medseg.networks.precision import resolve_precision

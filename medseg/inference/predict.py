@@ -14,11 +14,11 @@ from torch import Tensor
 from medseg.data.regions import RegionSettings
 from medseg.errors import ModelError
 from medseg.geometry import Grid
-from medseg.inference.intensities import held_against
 from medseg.inference.lesions import Lesion, PackedMasks, find_lesions
 from medseg.inference.model import Model
 from medseg.inference.plan import plan_prediction, predict_image
 from medseg.inference.posterior import VolumeInterval
+from medseg.inference.refinement import held_against
 from medseg.inference.settings import PredictSettings
 from medseg.inference.uncertainty import RunningStatistics, SampleStatistics, statistics_of_share
 from medseg.preprocess.prepare import PreparedCase, prepare

@@ -1,14 +1,43 @@
 """What a prediction can be asked for."""
 
+import re
 from typing import Literal
 
 from pydantic import Field
 
+from medseg.errors import ConfigError
 from medseg.metrics.lesions import LesionSettings
 from medseg.settings import settings
 
 EngineName = Literal["auto", "eager", "torch", "openvino", "onnx"]
 Profile = Literal["fast", "default", "best"]
+
+_GIB = 2**30
+_UNITS = {"M": 2**20, "MIB": 2**20, "G": _GIB, "GIB": _GIB, "T": 1024 * _GIB, "TIB": 1024 * _GIB}
+_UNITS |= {"MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+def parse_memory(text: str) -> float:
+    """Return an amount of memory in GiB.
+
+    Raises
+    ------
+    ConfigError
+        It is no positive number with a unit.
+
+    Examples
+    --------
+    >>> parse_memory("4G"), parse_memory("512MiB"), parse_memory("1.5 GiB")
+    (4.0, 0.5, 1.5)
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*", text)
+    unit = _UNITS.get(found[2].upper()) if found else None
+    if found is None or unit is None or float(found[1]) == 0:
+        raise ConfigError(
+            f"An amount of memory is a positive number with a unit, but it is {text!r}.",
+            hint="Write 4G (the same as 4GiB) or 500M.",
+        )
+    return float(found[1]) * unit / _GIB
 
 
 @settings

@@ -22,9 +22,8 @@ from medseg.inference.memory import (
     fitted,
     free_bytes,
     numbers_per_voxel,
-    parse_memory,
 )
-from medseg.inference.settings import PredictSettings
+from medseg.inference.settings import PredictSettings, parse_memory
 from medseg.inference.splitter import choose_window, plan_windows
 from medseg.networks.presets import unet_2d, unet_3d, unet_short_3d
 from medseg.networks.unet import UNetSettings

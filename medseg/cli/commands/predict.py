@@ -48,9 +48,9 @@ def predict(
     from medseg.batch.cases import find_cases
     from medseg.batch.run import run_batch
     from medseg.cli.session import begin, log
-    from medseg.inference.memory import check_reading, parse_memory
+    from medseg.inference.memory import check_reading
     from medseg.inference.model import load_model
-    from medseg.inference.settings import PredictSettings
+    from medseg.inference.settings import PredictSettings, parse_memory
     from medseg.networks.precision import resolve_device
 
     begin(out)

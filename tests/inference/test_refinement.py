@@ -16,14 +16,17 @@ from torch.distributions import Dirichlet, kl_divergence
 
 from medseg.data.training_set import TrainingCase
 from medseg.errors import ConfigError, DataError
-from medseg.inference.intensities import (
-    IntensityMixture,
+from medseg.inference.intensity_prior import (
     IntensityPrior,
     RefinementSettings,
     fit_intensity_prior,
+    nested,
+    refinement_bytes,
+)
+from medseg.inference.refinement import (
+    IntensityMixture,
     held_against,
     neighbour_sum,
-    nested,
     refined,
 )
 
@@ -319,3 +322,12 @@ def test_samples_are_mixed_with_one_belief() -> None:
         held_against(drawn, case.image, None, NAMES, unmoved), drawn, strict=True
     ):
         torch.testing.assert_close(one, before, atol=1e-3, rtol=1e-3)
+
+
+def test_what_it_takes_grows_with_all_that_it_holds() -> None:
+    case, prior = scan(13), looks()
+    assert refinement_bytes(None, case.image, outputs=2, samples=9) == 0
+    one = refinement_bytes(prior, case.image, outputs=2, samples=1)
+    more = refinement_bytes(prior, case.image, outputs=2, samples=9)
+    assert more - one == 8 * 2 * 2 * case.brain.numel(), "half precision takes two bytes"
+    assert one > 4 * len(prior.tissues) * int(case.brain.sum())
