@@ -222,7 +222,8 @@ def held_against(
     """Yield samples of a prediction as they are, or mixed with what the scan's intensities say.
 
     The mixture is fitted once, with the mean of the samples as its prior; its belief is the same in
-    all of them. They are kept meanwhile, in half precision.
+    all of them. They are kept meanwhile, in half precision. Where the network is sure that there is
+    no region, as far as the settings let it be, intensities alone do not make one likely.
 
     Parameters
     ----------
@@ -237,11 +238,13 @@ def held_against(
         return
     kept = [sample.half() for sample in samples]
     rows = [list(names).index(name) for name in prior.regions]
-    mean = sum(cast(Tensor, sample[rows].float()) for sample in kept) / len(kept)
+    mean = cast(Tensor, sum(sample[rows].float() for sample in kept) / len(kept))
     brain = image.ne(0).any(0) if inside is None else inside
-    belief = refined(cast(Tensor, mean), image.to(kept[0].device), brain.to(kept[0].device), prior)
+    belief = refined(mean, image.to(kept[0].device), brain.to(kept[0].device), prior)
     share = prior.settings.share
+    # However bright: tissue like a lesion's is found far from lesions, too.
+    most = torch.where(mean[0] < prior.settings.least_probability, 0.5, 1.0)
     for sample in kept:
         mixed = sample.float()
-        mixed[rows] = (1 - share) * mixed[rows] + share * belief
+        mixed[rows] = ((1 - share) * mixed[rows] + share * belief).minimum(most)
         yield mixed

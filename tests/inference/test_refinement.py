@@ -324,6 +324,15 @@ def test_samples_are_mixed_with_one_belief() -> None:
         torch.testing.assert_close(one, before, atol=1e-3, rtol=1e-3)
 
 
+def test_a_scan_without_a_lesion_stays_without() -> None:
+    case = scan(14)
+    nothing = torch.full((2, *SHAPE), 1e-4)
+    healthy = torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(0)) * case.brain
+    for image in (healthy, case.image):
+        (found,) = held_against([nothing], image, case.brain, NAMES, looks())
+        assert not bool((found > 0.5).any())
+
+
 def test_what_it_takes_grows_with_all_that_it_holds() -> None:
     case, prior = scan(13), looks()
     assert refinement_bytes(None, case.image, outputs=2, samples=9) == 0
