@@ -85,7 +85,8 @@ def finetune_calibrated(
     cover, as there is for cases that the model never saw (:func:`calibrate_on`).
     """
     learned = plan.target.source
-    identity = f"{key}-{method}-{objective}-{scans}-{refine}-{fingerprint(source)}"
+    identity = f"{key}-{method}-{objective}-{scans}-{fingerprint(source)}"
+    identity += f"-{refine}" if refine else ""
     # What cannot be is refused before the first training.
     parts = subject_folds(learned, folds, seed=plan.protocol.seed)
     _refuse_seen(seen_beside(plan, scans, source), learned.subjects, other_people)

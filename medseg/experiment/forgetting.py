@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,7 +12,7 @@ from medseg.data.training_set import TrainingCase
 from medseg.experiment.plan import ExperimentPlan
 from medseg.experiment.sources import held_out_subjects, shared_regions, training_cases
 from medseg.experiment.statistics import paired_difference
-from medseg.inference.ensemble import joined, members_of
+from medseg.inference.ensemble import joined
 from medseg.inference.posterior import Head, predict_prepared
 from medseg.inference.settings import PredictSettings
 from medseg.io.atomic import read_table, write_table
@@ -48,6 +47,7 @@ class Forgetting:
         source: Source | None,
         head: Head,
         folder: Path,
+        members: int = 1,
         hidden: Sequence[int] = (),
     ) -> None:
         """Write a row per held-out case and shared region into a cell's folder.
@@ -59,21 +59,23 @@ class Forgetting:
         network : Module
             After fine-tuning, with the target's regions.
         source : Source, optional
-            Its networks, as many as ``network`` has members, are the one before.
+            The networks that the members started from are the one before.
         head : Head
             Of ``network``.
         folder : Path
+        members : int
+            Trainings behind ``network``.
         hidden : sequence of int
             Channels that the arm does without.
         """
         if self._plan.protocol.forgetting == 0 or source is None:
             return
         cases = self._held_out(str(where["source"]))
-        starts = [source.member(k).network for k in range(len(members_of(network)))]
+        starts = [source.member(k).network for k in range(members)]
         key = (*(id(start) for start in starts), *hidden)
         known = self._before.get(key)
         if known is None:
-            theirs = replace(head, regions=source.regions, has_share=False, temperature=1.0)
+            theirs = Head(source.regions, head.dims, window=head.window)
             start = joined(starts)
             known = start, [self._dice(start, c, r, theirs, hidden) for c, r in cases]
             self._before[key] = known

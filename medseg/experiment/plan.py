@@ -136,7 +136,7 @@ class Arm:
         if self.method.method == "auto" and self.distils:
             raise ValueError("auto tries its method on cases left out: distil gaussian instead")
         if self.distils and self.method.networks > 1:
-            raise ValueError(f"distillation gives one network, not {self.method.networks} members")
+            raise ValueError(f"distillation gives one network, not {self.method.networks} networks")
         return self
 
     @property

@@ -214,17 +214,28 @@ def _one(
         head = _head(source.regions, plan)
         run_network(source.network, data, writer, plan, channels=channels, head=head)
     elif arm is not None:
+        # Before the training: what cannot be is refused at once.
+        looks = None if arm.refine is None else intensities_of(data.train, plan, arm.refine)
         network, temperature = training.network(
             cell, data, arm, source=source, more=more.get(arm.more)
         )
         channels = list(range(len(regions.names)))
-        head = replace(_head(regions, plan), has_share=arm.distils, temperature=temperature)
-        if arm.refine is not None:
-            head = replace(head, intensities=intensities_of(data.train, plan, arm.refine))
+        head = replace(
+            _head(regions, plan),
+            has_share=arm.distils,
+            temperature=temperature,
+            intensities=looks,
+        )
         hidden = [plan.protocol.channels.index(name) for name in arm.hidden_channels]
         where = asdict(cell)
         training.forgetting.score(
-            where, network, source=source, head=head, folder=writer.folder, hidden=hidden
+            where,
+            network,
+            source=source,
+            head=head,
+            folder=writer.folder,
+            members=arm.method.members,
+            hidden=hidden,
         )
         # Last, as its table says that the cell is done.
         run_network(network, data, writer, plan, channels=channels, head=head, hidden=hidden)

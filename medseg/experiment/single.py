@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,11 +11,11 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from medseg.errors import ConfigError
+from medseg.errors import ConfigError, DataError
 from medseg.experiment.plan import Arm, ExperimentPlan
 from medseg.experiment.sources import intensities_of, more_scans, training_cases
 from medseg.inference.ensemble import joined, members_of
-from medseg.inference.intensity_prior import RefinementSettings
+from medseg.inference.intensity_prior import IntensityPrior, RefinementSettings
 from medseg.inference.model import Model, ModelSpec, load_model, seen_subjects, spec_to_json
 from medseg.inference.provenance import versions
 from medseg.io.atomic import write_table
@@ -28,6 +29,8 @@ from medseg.training.loop import TrainingResult
 from medseg.training.method import WITH_PRIOR
 from medseg.training.objectives import ObjectiveSettings
 from medseg.training.transfer import VARIATIONAL, MethodSettings, Source, TrainingPlan
+
+log = logging.getLogger(__name__)
 
 
 def load_source_model(
@@ -118,7 +121,7 @@ def finetune_target(
     An interrupted training goes on where it stopped when it is started again. With privileged
     channels the model takes scans without them; a distilled one tells its own uncertainty. With
     ``refine`` it remembers what these cases look like, and holds its predictions against each
-    scan's own intensities.
+    scan's own intensities; where the cases show too little, it does not, with a warning.
 
     Raises
     ------
@@ -130,8 +133,7 @@ def finetune_target(
     protocol = plan.protocol
     cases = training_cases(plan.target, plan, regions=protocol.regions, allow_missing=False)
     architecture = plan.architecture(len(protocol.channels), protocol.regions.channels)
-    # Before the training: what cannot be is refused at once.
-    looks = None if refine is None else intensities_of(cases, plan, refine)
+    looks = _looks(cases, plan, refine)
     training, origin = _training_plan(plan, architecture), fingerprint(source)
     chosen = method if objective is None else (method, objective, scans)
     checkpoints = Checkpoints(folder=out / "state", key=f"{key}-{chosen}-{origin}")
@@ -182,6 +184,19 @@ def finetune_target(
     model.save(out)
     _write_histories(out, choice, results, checkpoints)
     return model
+
+
+def _looks(
+    cases: Sequence[TrainingCase], plan: ExperimentPlan, refine: RefinementSettings | None
+) -> IntensityPrior | None:
+    """Return how the cases look, None where that is not asked for or cannot be told."""
+    if refine is None:
+        return None
+    try:
+        return intensities_of(cases, plan, refine)
+    except DataError as error:
+        log.warning("predictions are not refined: %s", error)
+        return None
 
 
 def _write_histories(

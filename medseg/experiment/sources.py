@@ -71,9 +71,24 @@ def training_cases(
 def intensities_of(
     cases: Sequence[TrainingCase], plan: ExperimentPlan, refine: RefinementSettings
 ) -> IntensityPrior:
-    """Return how the tissues of the target's training cases look."""
-    names, definition = plan.protocol.regions.names, plan.target.definition
-    return fit_intensity_prior(cases, names, definition, chosen=refine)
+    """Return how the tissues of the target's training cases look.
+
+    Raises
+    ------
+    ConfigError
+        Intensities are no z-scores, or the regions do not lie in each other.
+    DataError
+        The cases show too little.
+    """
+    protocol = plan.protocol
+    if protocol.preprocess.normalise != "zscore":
+        raise ConfigError(
+            "Refinement by intensities is for z-scores, but protocol.preprocess.normalise is "
+            f"{protocol.preprocess.normalise!r}.",
+            hint="Leave the refinement out, or normalise by zscore.",
+        )
+    names, definition = protocol.regions.names, plan.target.definition
+    return fit_intensity_prior(cases, names, definition, chosen=refine, seed=protocol.seed)
 
 
 def more_scans(plan: ExperimentPlan, name: str, *, labelled: bool) -> MoreScans:

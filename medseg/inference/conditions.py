@@ -18,6 +18,7 @@ ASKED = (
     "max_window_voxels",
     "overlap",
     "posterior",
+    "refine",
     "precision",
     "threshold",
     "lesions",
@@ -66,8 +67,9 @@ def differing(prediction: Prediction, known: dict[str, Any]) -> tuple[str, ...]:
         What :func:`joined` returned for the calibration.
     """
     now = conditions(prediction)
-    # Before windows could be asked for there was one answer for models that do not tell a patch.
-    known = {"windows": "trained"} | known
+    # Before windows could be asked for there was one answer for models that do not tell a patch;
+    # and none could be refined.
+    known = {"windows": "trained", "refine": True} | known
     names = [name for name in (*ASKED, "samples") if now[name] != known.get(name)]
     if now["int8"] and not known.get("int8"):
         names.append("int8")

@@ -1,16 +1,20 @@
 """What labelled scans look like, tissue by tissue: what a refinement starts from."""
 
+import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
+from medseg.data.regions import RegionSettings
 from medseg.data.training_set import TrainingCase
 from medseg.errors import ConfigError, DataError
 from medseg.settings import settings
+
+log = logging.getLogger(__name__)
 
 #: Voxels of each tissue that its mixture is fitted to, at most, and per component at least.
 _MOST_VOXELS, _LEAST_VOXELS = 20_000, 20
@@ -25,7 +29,8 @@ class RefinementSettings:
     #: Gaussians of what lies outside every region, and of each tissue inside.
     outside_components: int = Field(default=4, ge=1)
     components: int = Field(default=3, ge=1)
-    #: Voxels that the look of the labelled scans counts for, in each Gaussian.
+    #: Voxels that the look of the labelled scans counts for, in the place and width of each
+    #: Gaussian and in the weights of each tissue.
     prior_voxels: float = Field(default=10.0, gt=0)
     #: Power of the likelihood: neighbours share their noise, so that a voxel is less than one.
     likelihood_power: float = Field(default=0.5, ge=0, le=1)
@@ -61,6 +66,31 @@ class IntensityPrior:
     means: tuple[tuple[float, ...], ...]
     covariances: tuple[tuple[tuple[float, ...], ...], ...]
     settings: RefinementSettings = RefinementSettings()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "IntensityPrior":
+        count = len(self.tissues)
+        if not len(self.weights) == len(self.means) == len(self.covariances) == count:
+            raise ValueError(f"all {count} Gaussians have a weight, a mean and a covariance")
+        if set(self.tissues) != set(range(len(self.regions) + 1)):
+            raise ValueError(f"tissues 0 to {len(self.regions)} have Gaussians, and no others")
+        channels = len(self.means[0])
+        vectors = [*self.means, *(row for one in self.covariances for row in one)]
+        if any(len(one) != channels for one in (*vectors, *self.covariances)):
+            raise ValueError(f"means and covariances are of {channels} channels each")
+        return self
+
+    def require_fit(self, regions: RegionSettings, channels: int) -> None:
+        """Raise a ValueError where a model has other regions, or another number of channels."""
+        if regions.mode != "regions" or not set(self.regions) <= set(regions.names):
+            raise ValueError(
+                f"intensities are of regions {list(self.regions)}, but the model predicts "
+                f"{regions.mode} {list(regions.names)}"
+            )
+        if len(self.means[0]) != channels:
+            raise ValueError(
+                f"intensities are of {len(self.means[0])} channels, but the model takes {channels}"
+            )
 
 
 def nested(definition: Mapping[str, Sequence[int]]) -> tuple[str, ...]:
@@ -98,6 +128,8 @@ def fit_intensity_prior(
 ) -> IntensityPrior:
     """Return how the tissues of labelled cases look, all cases together.
 
+    A region without voxels of its own, outside the next inner one, is left to the network.
+
     Parameters
     ----------
     cases : sequence of TrainingCase
@@ -112,7 +144,7 @@ def fit_intensity_prior(
     ConfigError
         The regions do not lie in each other, or are classes.
     DataError
-        No case has everything, or a tissue is in none of them.
+        No case has everything, or they show no region or nothing else.
     """
     chosen = chosen or RefinementSettings()
     if any(case.has_background for case in cases):
@@ -121,25 +153,17 @@ def fit_intensity_prior(
             hint="Leave the refinement out, or use mode 'regions'.",
         )
     order = nested({name: definition[name] for name in names})
-    rows = [list(names).index(name) for name in order]
     whole = [case for case in cases if bool(case.present.all()) and bool(case.known.all())]
+    order, seen = _shown(whole, order, names)
     generator = np.random.default_rng(seed)
     tissues: list[int] = []
     weights: list[float] = []
     means: list[tuple[float, ...]] = []
     covariances: list[tuple[tuple[float, ...], ...]] = []
-    for index in range(len(order) + 1):
-        seen = _intensities(whole, rows, index)
+    for index, voxels in enumerate(seen):
         wanted = chosen.components if index else chosen.outside_components
-        count = min(wanted, len(seen) // _LEAST_VOXELS)
-        if count == 0:
-            where = f"in {order[index - 1]!r} alone" if index else "outside every region"
-            raise DataError(
-                f"Refinement by intensities needs {_LEAST_VOXELS} labelled voxels of each tissue, "
-                f"but {len(seen)} of {len(whole)} complete cases lie {where}.",
-                hint="Leave the refinement out, or give cases that show every region.",
-            )
-        some = seen[generator.permutation(len(seen))[:_MOST_VOXELS]]
+        count = min(wanted, len(voxels) // _LEAST_VOXELS)
+        some = voxels[generator.permutation(len(voxels))[:_MOST_VOXELS]]
         shares, middles, spreads = _mixture(some, count, seed)
         tissues += [index] * count
         weights += shares.tolist()
@@ -153,6 +177,28 @@ def fit_intensity_prior(
         covariances=tuple(covariances),
         settings=chosen,
     )
+
+
+def _shown(
+    cases: Sequence[TrainingCase], order: tuple[str, ...], names: Sequence[str]
+) -> tuple[tuple[str, ...], list[np.ndarray]]:
+    """Return the nested regions that cases show, and the intensities of each tissue."""
+    while True:
+        rows = [list(names).index(name) for name in order]
+        seen = [_intensities(cases, rows, tissue) for tissue in range(len(order) + 1)]
+        few = [tissue for tissue, voxels in enumerate(seen) if len(voxels) < _LEAST_VOXELS]
+        if not few:
+            return order, seen
+        if few[0] == 0 or len(order) == 1:
+            raise DataError(
+                f"Refinement by intensities needs {_LEAST_VOXELS} labelled voxels of each tissue, "
+                f"but {len(cases)} complete cases have {len(seen[few[0]])} "
+                + (f"of {order[0]!r}." if few[0] else "outside every region."),
+                hint="Leave the refinement out, or give cases that show every region.",
+            )
+        lost = order[few[-1] - 1]
+        log.warning("refinement leaves %r to the network: cases show too little of it", lost)
+        order = tuple(name for name in order if name != lost)
 
 
 def _intensities(cases: Sequence[TrainingCase], rows: list[int], tissue: int) -> np.ndarray:

@@ -108,6 +108,8 @@ class ModelSpec:
             )
         if self.has_share and (self.variational is not None or self.regions.mode != "regions"):
             raise ValueError("has_share is for deterministic networks of sigmoid regions")
+        if self.intensities is not None:
+            self.intensities.require_fit(self.regions, len(self.channels))
         if self.has_share and self.members > 1:
             raise ValueError("has_share is for one network, not for several members")
         if self.patch is not None and len(self.patch) != self.architecture.dims:

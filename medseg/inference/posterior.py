@@ -275,7 +275,8 @@ def predict_prepared(
         laid_back(sample, box, shape=image.shape[1:], mode=head.regions.mode)
         for sample in sample_probabilities(network, seen, head=head, settings=chosen)
     )
-    for probabilities in held_against(drawn, image, inside, head.regions.names, head.intensities):
+    looks = head.intensities if chosen.refine else None
+    for probabilities in held_against(drawn, image, inside, head.regions.names, looks):
         if head.has_share:
             probabilities, share = probabilities.chunk(2)
         statistics.add(probabilities)

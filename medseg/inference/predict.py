@@ -278,9 +278,8 @@ def observe(
     last = share = None
     plan = plan_prediction(model, prepared.image, settings=chosen, source_shape=shape)
     drawn = predict_image(model, prepared.image, plan=plan)
-    for sample in held_against(
-        drawn, prepared.image, prepared.brain, regions.names, model.spec.intensities
-    ):
+    looks = model.spec.intensities if chosen.refine else None
+    for sample in held_against(drawn, prepared.image, prepared.brain, regions.names, looks):
         if last is not None:
             _keep_decided(samples, SourceMaps(last, *grids), regions, chosen)
         if model.spec.has_share:

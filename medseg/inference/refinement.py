@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import cast
 
 import torch
@@ -18,8 +19,10 @@ from torch import Tensor
 
 from medseg.inference.intensity_prior import IntensityPrior
 
-#: Mean change of a chance below which a mixture has settled.
-_SETTLED = 1e-4
+#: Change of all chances, as a share of what lies inside, below which a mixture has settled.
+_SETTLED = 1e-3
+#: Voxels whose moments are summed at a time.
+_CHUNK = 65_536
 
 
 @dataclass(eq=False)
@@ -28,7 +31,8 @@ class IntensityMixture:
 
     Each update raises the bound: that of the Gaussians and weights given the voxels (normal-Wishart
     and Dirichlet), and that of the voxels given these and their neighbours, every second voxel at a
-    time. The likelihood counts to a power.
+    time. The likelihood counts to a power. All six neighbours count alike: voxels are taken to be
+    about as long along each axis.
 
     Parameters
     ----------
@@ -121,7 +125,10 @@ class IntensityMixture:
 
     def update_gaussians(self) -> None:
         """Update the Gaussians and their weights."""
-        moments = self.prior.settings.likelihood_power * (self.parts @ self.features.T).double()
+        # In double precision: second moments are differences of large sums.
+        pairs = zip(self.parts.split(_CHUNK, 1), self.features.split(_CHUNK, 1), strict=True)
+        summed = torch.stack([parts.double() @ seen.double().T for parts, seen in pairs]).sum(0)
+        moments = self.prior.settings.likelihood_power * summed
         channels, before = self.mean.shape[1], self.prior.settings.prior_voxels
         own, first = moments[:, 0], moments[:, 1 : 1 + channels]
         second = torch.empty_like(self.scatter)
@@ -144,7 +151,8 @@ class IntensityMixture:
             before = self.chances
             self.update_gaussians()
             self.update_voxels()
-            if float((self.chances - before).abs().mean()) < _SETTLED:
+            moved = (self.chances - before).abs().sum()
+            if float(moved) < _SETTLED * float((1 - self.chances[0]).sum()):
                 break
         return self.chances
 
@@ -222,8 +230,9 @@ def held_against(
     """Yield samples of a prediction as they are, or mixed with what the scan's intensities say.
 
     The mixture is fitted once, with the mean of the samples as its prior; its belief is the same in
-    all of them. They are kept meanwhile, in half precision. Where the network is sure that there is
-    no region, as far as the settings let it be, intensities alone do not make one likely.
+    all of them, so that they spread less than the network's own. They are kept meanwhile, in half
+    precision where they are several. Where the network is sure that a region is not, as far as the
+    settings let it be, intensities alone do not make it more likely than not.
 
     Parameters
     ----------
@@ -236,15 +245,26 @@ def held_against(
     if prior is None:
         yield from samples
         return
-    kept = [sample.half() for sample in samples]
+    kept = list(_halved(samples))
     rows = [list(names).index(name) for name in prior.regions]
     mean = cast(Tensor, sum(sample[rows].float() for sample in kept) / len(kept))
     brain = image.ne(0).any(0) if inside is None else inside
     belief = refined(mean, image.to(kept[0].device), brain.to(kept[0].device), prior)
     share = prior.settings.share
     # However bright: tissue like a lesion's is found far from lesions, too.
-    most = torch.where(mean[0] < prior.settings.least_probability, 0.5, 1.0)
+    most = torch.where(mean < prior.settings.least_probability, 0.5, 1.0)
     for sample in kept:
-        mixed = sample.float()
+        mixed = sample.to(torch.float32, copy=True)
         mixed[rows] = ((1 - share) * mixed[rows] + share * belief).minimum(most)
         yield mixed
+
+
+def _halved(samples: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Yield samples in half precision, but the only one as it is."""
+    drawn = iter(samples)
+    first, second = next(drawn), next(drawn, None)
+    if second is None:
+        yield first
+        return
+    for sample in chain((first, second), drawn):
+        yield sample.half()

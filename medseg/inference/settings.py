@@ -76,6 +76,9 @@ class PredictSettings:
         the box where the mean weights are uncertain; elsewhere all samples are alike.
     seed : int
         Of these draws. Sample k is the same whatever the number of samples.
+    refine : bool
+        Hold what the network says against the scan's own intensities, where the model knows how its
+        scans look.
     threshold : float
         A voxel belongs to a region above this probability; mode "classes" takes the most probable.
     lesions : LesionSettings
@@ -98,6 +101,7 @@ class PredictSettings:
     samples: int = Field(default=10, ge=1)
     posterior: Literal["full", "focused"] = "full"
     seed: int = 0
+    refine: bool = True
     threshold: float = Field(default=0.5, gt=0, lt=1)
     lesions: LesionSettings = LesionSettings()
     device: str = "auto"

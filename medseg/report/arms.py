@@ -156,11 +156,16 @@ _ENDINGS = (
     (r"_wise$", "part of the way back", "Its weights go part of the way back to the source."),
     (
         r"_path$",
-        "all of the way back",
+        "averaged over the way back",
         "Networks from its weights to those of the source are averaged.",
     ),
     (
-        r"_back([\d.+]+)$",
+        r"_back([\d.]+(?:\+[\d.]+)+)$",
+        "averaged over {} of the way back",
+        "Networks at {} of the way back to the source are averaged.",
+    ),
+    (
+        r"_back([\d.]+)$",
         "{} of the way back",
         "Its weights go {} of the way back to the source.",
     ),
@@ -189,6 +194,8 @@ def look_of(method: str) -> Look:
     --------
     >>> look_of("pr_x5").short, look_of("anchored_weight_x5_rehearsal").short
     ('PR (×5)', 'Anchored (by weight, ×5, rehearsal)')
+    >>> look_of("wise_back0+0.5_refined").short
+    'WiSE (averaged over 0+0.5 of the way back, refined)'
     >>> look_of("wise_back0.25_x3_rehearsal_looks").short
     'WiSE (0.25 of the way back, ×3, rehearsal in target looks)'
     """

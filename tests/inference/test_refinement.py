@@ -9,11 +9,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from scipy import ndimage
 from sklearn.mixture import BayesianGaussianMixture
 from torch import Tensor
 from torch.distributions import Dirichlet, kl_divergence
 
+from medseg.data.regions import RegionSettings
 from medseg.data.training_set import TrainingCase
 from medseg.errors import ConfigError, DataError
 from medseg.inference.intensity_prior import (
@@ -286,6 +288,54 @@ def test_what_cannot_be_refined_is_refused() -> None:
     for cases in ([], [empty], [replace(case, known=torch.tensor([True, False]))]):
         with pytest.raises(DataError, match="20 labelled voxels of each tissue"):
             fit_intensity_prior(cases, NAMES, DEFINITION)
+
+
+@pytest.mark.parametrize(("lost", "kept"), [(0, "whole"), (1, "core")])
+def test_a_region_that_no_case_shows_is_left_to_the_network(lost: int, kept: str) -> None:
+    case = scan(11)
+    target = case.target.clone()
+    # No core at all, or nothing of the whole beside it.
+    target[lost] = 0 if lost == 0 else target[0]
+    found = fit_intensity_prior([replace(case, target=target)], NAMES, DEFINITION)
+    assert found.regions == (kept,)
+    assert set(found.tissues) == {0, 1}
+    said = belief(case).flip(0)
+    (mixed,) = held_against([said], case.image, case.brain, NAMES, found)
+    untouched = 1 - NAMES.index(kept)
+    assert torch.equal(mixed[untouched], said[untouched])
+    assert not torch.equal(mixed, said)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"weights": (1.0,)},
+        {"regions": ("whole",)},
+        {"means": ((0.0,),) * 10},
+        {"covariances": (((1.0,), (1.0,)),) * 10},
+    ],
+)
+def test_a_prior_that_does_not_fit_together_is_refused(change: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        replace(looks(), **change)
+
+
+def test_a_model_of_other_regions_or_channels_is_refused() -> None:
+    looks().require_fit(RegionSettings(names=NAMES), 2)
+    for regions, channels in (
+        (RegionSettings(names=("whole",)), 2),
+        (RegionSettings(mode="classes", names=NAMES), 2),
+        (RegionSettings(names=NAMES), 3),
+    ):
+        with pytest.raises(ValueError, match="intensities are of"):
+            looks().require_fit(regions, channels)
+
+
+def test_single_precision_is_enough_for_a_spike_of_equal_voxels() -> None:
+    case, prior = scan(15), looks()
+    case.image[:, ::3] = 4.0
+    one, two = (mixture_of(case, prior, double=double).fit() for double in (False, True))
+    assert float((one - two).abs().max()) < 0.02
 
 
 def test_the_prior_is_what_labelled_scans_look_like() -> None:

@@ -88,14 +88,13 @@ def finetune(
         ),
     ] = "",
     refine: Annotated[
-        bool,
+        bool | None,
         typer.Option(
-            "--refine",
             help="Hold predictions against each scan's own intensities: a mixture of Gaussians "
             "with the network's probabilities as its prior (settings: --set refine.key=value). "
-            "For regions that lie in each other.",
+            "For regions that lie in each other; where there are several, so if not given.",
         ),
-    ] = False,
+    ] = None,
     calibrate: Annotated[
         int,
         typer.Option(
@@ -144,8 +143,9 @@ def finetune(
     given = ["members=5"] if method in (None, "auto") else []
     if rehearses:
         given, objective = [*given, *REHEARSAL], "rehearsal"
+    refines = _shows_tissues(plan) if refine is None else refine
     arm = load_arm(
-        name, [*given, *(options or ())], objective=objective, scans=scans, refine=refine
+        name, [*given, *(options or ())], objective=objective, scans=scans, refine=refines
     )
     _check_needs(arm.method, source=source, prior=prior, kernels=kernels)
     _check_channels(plan, spec)
@@ -172,6 +172,24 @@ def finetune(
         refine=arm.refine,
     )
     typer.echo(str(out))
+
+
+def _shows_tissues(plan: "ExperimentPlan") -> bool:
+    """Return whether the target's regions are several that lie in each other, as in tumours.
+
+    That is where refinement was compared (README); of one kind of lesion nothing is known.
+    """
+    from medseg.errors import ConfigError
+    from medseg.inference.intensity_prior import nested
+
+    protocol, definition = plan.protocol, plan.target.definition
+    names = protocol.regions.names
+    if protocol.regions.mode != "regions" or protocol.preprocess.normalise != "zscore":
+        return False
+    try:
+        return len(nested({name: definition[name] for name in names})) > 1
+    except ConfigError:
+        return False
 
 
 def _knows(spec: "ModelSpec", plan: "ExperimentPlan") -> bool:

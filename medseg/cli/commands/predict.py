@@ -38,6 +38,13 @@ def predict(
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda ...")] = "auto",
     seed: Annotated[int, typer.Option(help="Of the samples.")] = 0,
+    refine: Annotated[
+        bool,
+        typer.Option(
+            help="Hold what the network says against each scan's own intensities, where the "
+            "model was made to (medseg finetune --refine)."
+        ),
+    ] = True,
     read_ahead: Annotated[
         int, typer.Option(help="Scans read while the network works; 0 saves memory.", min=0)
     ] = 1,
@@ -64,6 +71,7 @@ def predict(
         posterior=posterior,
         device=device,
         seed=seed,
+        refine=refine,
     )
     on_gpu = resolve_device(device).type == "cuda"
     check = partial(check_reading, memory_gib=None if on_gpu else memory_gib)
