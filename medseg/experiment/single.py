@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from medseg.data.training_set import TrainingCase
 from medseg.errors import ConfigError, DataError
 from medseg.experiment.plan import Arm, ExperimentPlan
 from medseg.experiment.sources import intensities_of, more_scans, training_cases
