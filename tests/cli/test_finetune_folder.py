@@ -17,6 +17,7 @@ from medseg.experiment import single
 from medseg.experiment.single import fingerprint, load_source_model, source_from
 from medseg.inference.model import Model, ModelSpec, load_model
 from medseg.inference.predict import predict_case
+from medseg.inference.settings import PredictSettings
 from medseg.networks.unet import UNetSettings
 from medseg.preprocess.prepare import PreprocessSettings
 from medseg.priors.fit import FitPriorSettings, fit_priors
@@ -263,6 +264,8 @@ def test_a_refined_model_knows_how_its_scans_look(
     plain = replace(refined, spec=replace(refined.spec, intensities=None))
     found, other = (predict_case(model, case).probability.values for model in (refined, plain))
     assert not torch.equal(found, other)
+    without = PredictSettings(refine=False)
+    assert torch.equal(predict_case(refined, case, settings=without).probability.values, other)
     disjoint = "protocol.regions.names=[core,oedema]"
     assert run(*argv, disjoint, "--refine", "--out", tmp_path / "no") == 2
     assert "'core'" in capsys.readouterr().err

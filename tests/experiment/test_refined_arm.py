@@ -27,6 +27,7 @@ protocol:
   members: 1
   source_training: {steps: 30, device: cpu, precision: float32, log_every: 30}
   target_training: {steps: 4, device: cpu, precision: float32, log_every: 1}
+  forgetting: 1
   few_shot: {sizes: [2], repeats: 1, test_subjects: 1}
 """
 
@@ -52,6 +53,16 @@ def test_refinement_changes_predictions_and_no_training(tmp_path: Path) -> None:
         read_table(out / "histories" / f"{name}_generated_n2_{_subset(rows)}.tsv") for name in names
     ]
     assert all(loss == losses[0] for loss in losses)
+
+    before = {
+        name: [
+            row["mean_dsc_before"]
+            for row in read_table(out / "forgetting.tsv")
+            if row["method"] == name
+        ]
+        for name in names
+    }
+    assert all(before[name] == before["wise"] for name in names), "of the source as it is"
 
 
 def _subset(rows: list[dict[str, str]]) -> str:
