@@ -250,7 +250,7 @@ def _spec(
         members=method.networks,
         has_share=arm.distils,
         patch=protocol.patch.size,
-        method=arm.label,
+        method=replace(arm, refine=None).label,
         training=record,
     )
 

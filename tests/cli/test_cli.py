@@ -405,7 +405,7 @@ def test_train_harvest_fit_and_finetune(
     assert run("finetune", config, "--method", "pr", "--out", tmp_path / "x") == 2
     fewer = "target.settings.n_subjects=2"
     assert run(*base, fewer, "--out", tmp_path / "usual") == 0
-    assert load_model(tmp_path / "usual").spec.method == "wise_x5_refined"
+    assert load_model(tmp_path / "usual").spec.method == "wise_x5"
     assert run(*base, fewer, "--method", "auto", "--out", tmp_path / "auto") == 0
     assert load_model(tmp_path / "auto").spec.method == "auto_x5"
     tried = read_table(tmp_path / "auto" / "choice.tsv")
