@@ -1,11 +1,14 @@
 """Promises are counted as kept where the truth is where it was said to be."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
+from medseg.config.build import load_arm, load_plan
 from medseg.inference.decide import RegionDecision
-from medseg.training.method import MethodSettings
+from medseg.inference.intensity_prior import RefinementSettings
 from tools import coverage_table
 
 TRUE = np.array([[[True, True, True, False]]])
@@ -27,10 +30,19 @@ def test_what_is_missed_and_what_is_wrong_is_counted() -> None:
 
 def test_another_setting_is_measured_apart() -> None:
     names = [
-        coverage_table._stem(MethodSettings(method="gaussian", wise_share=share), "ms", 10, 5)
+        coverage_table._stem(load_arm("gaussian", [f"wise_share={share}"]), "ms", 10, 5)
         for share in (0.25, 0.5, 0.5)
     ]
     assert names[0] != names[1] == names[2]
+    refined = replace(load_arm("gaussian", ["wise_share=0.5"]), refine=RefinementSettings())
+    assert coverage_table._stem(refined, "ms", 10, 5) != names[1]
+
+
+def test_an_arm_is_found_by_its_name_in_tables() -> None:
+    plan = load_plan("experiment/demo")
+    assert [coverage_table.named(plan, arm.label) for arm in plan.arms] == list(plan.arms)
+    with pytest.raises(SystemExit, match="no arm is called best: take one of"):
+        coverage_table.named(plan, "best")
 
 
 def test_no_promise_is_no_coverage() -> None:

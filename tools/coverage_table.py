@@ -24,7 +24,7 @@ from medseg.config.finished import load_finished
 from medseg.data.regions import encode
 from medseg.data.source import SubsetSource
 from medseg.experiment.crossfit import finetune_calibrated
-from medseg.experiment.plan import ExperimentPlan
+from medseg.experiment.plan import Arm, ExperimentPlan
 from medseg.experiment.run import few_shot_parts
 from medseg.experiment.sources import make_source
 from medseg.inference.decide import RegionDecision, decide
@@ -34,7 +34,6 @@ from medseg.inference.settings import PredictSettings
 from medseg.io.atomic import read_table, write_table
 from medseg.metrics.overlap import dice
 from medseg.scan import Case
-from medseg.training.method import MethodSettings
 
 Row = dict[str, object]
 
@@ -44,6 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("run", type=Path, help="folder of a finished experiment")
+    add(
+        "--arm",
+        help="one of the experiment (name in tables); or --method, --members, --set",
+    )
     add("--method", default="wise", help="as in medseg finetune (default: wise)")
     add("--members", type=int, default=5, help="networks of a model (default: 5)")
     add("--set", action="append", default=[], help="a setting of the method: wise_share=0.5")
@@ -52,9 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--folds", type=int, default=5)
     chosen = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    given = load_arm(chosen.method, [f"members={chosen.members}", *chosen.set])
     rows = measure(
         chosen.run.resolve(),
-        load_arm(chosen.method, [f"members={chosen.members}", *chosen.set]).method,
+        chosen.arm or given,
         source=chosen.source,
         size=chosen.size,
         folds=chosen.folds,
@@ -64,10 +68,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def measure(
-    run: Path, method: MethodSettings, *, source: str | None, size: int, folds: int
+    run: Path, arm: Arm | str, *, source: str | None, size: int, folds: int
 ) -> list[dict[str, str]]:
     """Return one row for each test case and region of each subset of ``size`` subjects."""
     plan, key = load_finished(run, [f"protocol.few_shot.sizes=[{size}]"])
+    if isinstance(arm, str):
+        arm = named(plan, arm)
     out = run / "coverage"
     out.mkdir(exist_ok=True)
     name = source or next(iter(plan.sources))
@@ -76,17 +82,20 @@ def measure(
     target, found = plan.target.source, []
     people = dict(zip(target.identifiers, target.subjects, strict=True))
     for number, subset in enumerate(subsets):
-        path = out / f"{_stem(method, name, size, folds)}_{number}.tsv"
+        path = out / f"{_stem(arm, name, size, folds)}_{number}.tsv"
         if not path.is_file():
             kept = [case for case, who in people.items() if who in subset.subjects]
             mine = replace(plan, target=replace(plan.target, source=SubsetSource(target, kept)))
             model = finetune_calibrated(
                 mine,
-                method,
+                arm.method,
                 folds=folds,
                 source=origin,
                 out=out / path.stem,
                 key=key,
+                objective=arm.objective,
+                scans=arm.scans,
+                refine=arm.refine,
                 predict=PredictSettings(samples=plan.protocol.samples),
             )
             others = [
@@ -102,10 +111,18 @@ def measure(
     return found
 
 
-def _stem(method: MethodSettings, source: str, size: int, folds: int) -> str:
+def named(plan: ExperimentPlan, label: str) -> Arm:
+    """Return the arm that is called ``label`` in tables."""
+    arms = {arm.label: arm for arm in plan.arms}
+    if label not in arms:
+        raise SystemExit(f"no arm is called {label}: take one of {', '.join(arms)}")
+    return arms[label]
+
+
+def _stem(arm: Arm, source: str, size: int, folds: int) -> str:
     # The label alone does not tell every setting, and what is kept is not measured again.
-    settings = hashlib.sha256(repr(method).encode()).hexdigest()[:8]
-    return f"{method.label}_{source}_n{size}_k{folds}_{settings}"
+    settings = hashlib.sha256(repr(arm).encode()).hexdigest()[:8]
+    return f"{arm.label}_{source}_n{size}_k{folds}_{settings}"
 
 
 def promised(model: Model, case: Case, plan: ExperimentPlan) -> list[Row]:
