@@ -166,8 +166,10 @@ def _curves(axes: Axes, rows: Sequence[Summary], sizes: Sequence[int]) -> dict[A
 def _legend(figure: Figure, drawn: dict[Arm, Line2D]) -> None:
     keys = sorted(drawn, key=arm_order)
     names = [safe_text(look_of(key.method).short) for key in keys]
+    # About 130 characters stand side by side, some 9 of them for a line and gaps.
+    columns = max(1, min(6, len(keys), 130 // (9 + max(map(len, names)))))
     figure.legend(
-        [drawn[key] for key in keys], names, loc="outside lower center", ncols=min(6, len(keys)),
+        [drawn[key] for key in keys], names, loc="outside lower center", ncols=columns,
         handlelength=2.6,
     )  # fmt: skip
 

@@ -103,13 +103,15 @@ def rank_plot(ranks: Sequence[Rank], regions: Sequence[str]) -> Picture | None:
         return None
     arms = sorted({rank.arm for rank in ranks}, key=arm_order)
     with house_style():
-        figure = Figure(figsize=(9.0, 1.0 + 0.22 * len(arms)), layout="constrained")
-        panels = figure.subplots(1, len(shown), squeeze=False)[0]
+        # Names stand beside their lines and may be long: one panel above the other.
+        height = len(shown) * (0.7 + 0.2 * len(arms)) + 0.3
+        figure = Figure(figsize=(9.0, height), layout="constrained")
+        panels = figure.subplots(len(shown), 1, sharex=True, squeeze=False)[:, 0]
         for axes, region in zip(panels, shown, strict=True):
             _rank_lines(axes, [r for r in ranks if r.region == region], sizes)
             axes.set_title(safe_text(region))
-            axes.set_xlabel("n, target training subjects")
-        panels[0].set_ylabel("mean rank (1 is best)")
+            axes.set_ylabel("mean rank (1 is best)")
+        panels[-1].set_xlabel("n, target training subjects")
         svg = to_svg(figure, alt=f"Mean ranks of {len(arms)} arms over n on {', '.join(shown)}.")
     counts = sorted({rank.n_subjects for rank in ranks})
     caption = (
@@ -134,9 +136,11 @@ def _rank_lines(axes: Axes, ranks: Sequence[Rank], sizes: Sequence[int]) -> None
     # Names keep their distance from each other; the order says which line each belongs to.
     count, y = len(ends), -math.inf
     for rank, name in sorted(ends):
-        y = max(y + max(0.85, 0.028 * count), rank)
+        y = max(y + 0.85, rank)
         axes.text(len(sizes) - 0.93, y, safe_text(name), va="center", fontsize=7.5)
     axes.set_xticks(range(len(sizes)), [str(size) for size in sizes])
-    axes.set_xlim(-0.2, len(sizes) - 0.3 + 0.5 * (len(sizes) - 1))
+    # In characters, of which about 150 stand side by side.
+    room = min(0.6, (4 + max(len(name) for _, name in ends)) / 150)
+    axes.set_xlim(-0.2, -0.2 + (len(sizes) - 0.7) / (1 - room))
     axes.set_ylim(max(count + 0.6, y + 0.6), 0.4)
     quiet_grid(axes, axis="y")
