@@ -191,14 +191,15 @@ def _target(folder: Path, kind: str | None, overrides: Sequence[str]) -> dict[st
 
 def _protocol(definition: Definition, source: ModelSpec | None) -> dict[str, Any]:
     """Return what holds before the overrides: what the source does, on regions of the target."""
-    regions = _regions(definition, source)
+    # As long as in the cohorts of README's last comparisons.
+    common = {"regions": _regions(definition, source), "target_training": {"steps": 900}}
     if source is None:
-        return {"regions": regions}
+        return common
     given = spec_to_json(source)
     size = source.patch or ProtocolSettings().patch.size[: source.architecture.dims]
     return {
+        **common,
         "channels": given["channels"],
-        "regions": regions,
         "preprocess": given["preprocess"],
         "patch": {"size": list(size)},
     }

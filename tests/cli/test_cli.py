@@ -21,6 +21,7 @@ from medseg.cli import session
 from medseg.cli.main import COMMANDS, main
 from medseg.data.regions import RegionSettings
 from medseg.errors import ConfigError, DataError, LabelError, ModelError, ScanError, TrainingError
+from medseg.inference.ensemble import members_of
 from medseg.inference.model import Model, ModelSpec, load_model
 from medseg.io.atomic import read_table
 from medseg.networks.unet import UNetSettings
@@ -405,7 +406,10 @@ def test_train_harvest_fit_and_finetune(
     assert run("finetune", config, "--method", "pr", "--out", tmp_path / "x") == 2
     fewer = "target.settings.n_subjects=2"
     assert run(*base, fewer, "--out", tmp_path / "usual") == 0
-    assert load_model(tmp_path / "usual").spec.method == "wise_x5"
+    usual = load_model(tmp_path / "usual")
+    assert usual.spec.method == "gaussian_back0+0.25+0.5+0.75+1_x3"
+    assert len(members_of(usual.network)) == 15
+    assert usual.spec.intensities is not None
     assert run(*base, fewer, "--method", "auto", "--out", tmp_path / "auto") == 0
     assert load_model(tmp_path / "auto").spec.method == "auto_x5"
     tried = read_table(tmp_path / "auto" / "choice.tsv")

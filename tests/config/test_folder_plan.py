@@ -18,6 +18,7 @@ from medseg.inference.model import ModelSpec
 from medseg.networks.presets import unet_short_3d
 from medseg.networks.unet import UNetSettings
 from medseg.preprocess.prepare import PreprocessSettings
+from medseg.training.loop import TrainingSettings
 
 
 def write_case(
@@ -130,13 +131,14 @@ def test_labels_that_fit_no_kind_say_what_speaks_against_each(tmp_path: Path) ->
 
 def test_without_a_source_the_usual_protocol_holds(tmp_path: Path) -> None:
     plan = plan_for_folder(tumours(tmp_path / "t"))
-    assert plan.protocol == ProtocolSettings()
+    usual = ProtocolSettings(target_training=TrainingSettings(steps=900))
+    assert plan.protocol == usual
     assert plan.architecture(2, 2) == unet_short_3d(2, 2)
     assert len(plan.target.source) == 2
     assert (dict(plan.sources), list(plan.arms)) == ({}, [])
     write_case(tmp_path / "m" / "a", "lesion", labels=[1])
     plan = plan_for_folder(tmp_path / "m")
-    assert plan.protocol == replace(ProtocolSettings(), regions=RegionSettings(names=("lesion",)))
+    assert plan.protocol == replace(usual, regions=RegionSettings(names=("lesion",)))
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,17 @@ if TYPE_CHECKING:
     from medseg.inference.model import ModelSpec
     from medseg.training.method import MethodSettings
 
-#: How scans are rehearsed where nothing else is said, and on a folder for how many steps: the
-#: target's scans are seen in as many steps as they are without.
+#: How scans are rehearsed where nothing else is said.
 REHEARSAL = ("objective.share=0.75", "objective.looks=target")
-REHEARSAL_STEPS = "protocol.target_training.steps=1200"
+#: What won on tumours with few masks (README, A sixth cohort): a light prior around the source, and
+#: networks from the fine-tuned weights to the source's averaged.
+ALL_THE_WAY = (
+    "members=3",
+    "wise_share=[0,0.25,0.5,0.75,1]",
+    "elbo.beta=0.01",
+    "variational.relative_std=0.02",
+    "variational.max_relative_std=0.03",
+)
 
 
 def finetune(
@@ -30,8 +37,9 @@ def finetune(
         typer.Option(
             help="auto (five variational networks, as near to the source as cases left out ask "
             "for), ri, pr, prf, l2sp, wise, resampled, mc_dropout, swag, gaussian, dwp or "
-            "anchored. Left out: five of wise where the source predicts the target's regions, "
-            "else auto."
+            "anchored. Left out: where the source predicts the target's regions three of "
+            "gaussian, averaged over the way back to the source, if these lie in each other and "
+            "no --scans are given, else five of wise; auto where it does not."
         ),
     ] = None,
     source: Annotated[
@@ -83,8 +91,8 @@ def finetune(
             help="More scans to learn from: a name under scans in the YAML, a folder of scans with "
             "masks, or CONFIG:NAME, what an experiment's YAML calls NAME under sources or scans. "
             "Where no objective is named they are rehearsed: three of four steps see them, "
-            "with intensities of the target's (objective.share=0.75, objective.looks=target), and "
-            "a folder's training has 1200 steps. They must mark the target's regions then."
+            "with intensities of the target's (objective.share=0.75, objective.looks=target). "
+            "They must mark the target's regions then."
         ),
     ] = "",
     refine: Annotated[
@@ -135,15 +143,15 @@ def finetune(
     spec = models[0].spec if models else None
     command = f"medseg finetune {data}"
     _check_scans(method, objective, scans)
-    rehearses = bool(scans) and objective is None
-    usual = [REHEARSAL_STEPS] if rehearses and Path(data).is_dir() else []
-    plan = plan_for(data, [*usual, *(overrides or ())], kind=kind, source=spec, command=command)
+    plan = plan_for(data, overrides or (), kind=kind, source=spec, command=command)
     plan = with_scans(plan, scans, kind=kind)
-    name = method or ("wise" if spec is not None and _knows(spec, plan) else "auto")
-    given = ["members=5"] if method in (None, "auto") else []
-    if rehearses:
-        given, objective = [*given, *REHEARSAL], "rehearsal"
-    refines = _shows_tissues(plan) if refine is None else refine
+    tissues = _shows_tissues(plan)
+    name, given = (method, ()) if method else _usual(spec, plan, nested=tissues and not scans)
+    if name == "auto":
+        given = ("members=5",)
+    if scans and objective is None:
+        given, objective = (*given, *REHEARSAL), "rehearsal"
+    refines = tissues if refine is None else refine
     arm = load_arm(
         name, [*given, *(options or ())], objective=objective, scans=scans, refine=refines
     )
@@ -192,14 +200,20 @@ def _shows_tissues(plan: "ExperimentPlan") -> bool:
         return False
 
 
-def _knows(spec: "ModelSpec", plan: "ExperimentPlan") -> bool:
-    """Return whether a source predicts every region of the target.
+def _usual(
+    spec: "ModelSpec | None", plan: "ExperimentPlan", *, nested: bool
+) -> tuple[str, tuple[str, ...]]:
+    """Return the method that is taken where none is named, and its settings.
 
-    Then five networks averaged half of the way back to it were the best of all that was compared
-    on semi-real tumours (README). A fresh head has nothing to go back to: there ``auto`` asks.
+    A fresh head has nothing to go back to: there ``auto`` asks how far. On nested regions alone
+    is known what is best (README).
     """
     wanted = plan.protocol.regions
-    return wanted.mode == spec.regions.mode and set(wanted.names) <= set(spec.regions.names)
+    if spec is None or wanted.mode != spec.regions.mode:
+        return "auto", ()
+    if not set(wanted.names) <= set(spec.regions.names):
+        return "auto", ()
+    return ("gaussian", ALL_THE_WAY) if nested else ("wise", ("members=5",))
 
 
 def _check_scans(method: str | None, objective: str | None, scans: str) -> None:
