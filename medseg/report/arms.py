@@ -169,6 +169,7 @@ _ENDINGS = (
         "{} of the way back",
         "Its weights go {} of the way back to the source.",
     ),
+    (r"_light$", "light", "Its prior weighs a part of what it does elsewhere."),
     (r"(?<!^mc)_dropout$", "dropout", "Channels are left out at random, also when it predicts."),
     (r"_weight$", "by weight", "Its deviations go by the size of each weight."),
     (r"_noise$", "noise", "Noise is added to the filters drawn at random."),
@@ -194,6 +195,8 @@ def look_of(method: str) -> Look:
     --------
     >>> look_of("pr_x5").short, look_of("anchored_weight_x5_rehearsal").short
     ('PR (×5)', 'Anchored (by weight, ×5, rehearsal)')
+    >>> look_of("gaussian_light_path").short
+    'Gaussian prior (light, averaged over the way back)'
     >>> look_of("wise_back0+0.5_refined").short
     'WiSE (averaged over 0+0.5 of the way back, refined)'
     >>> look_of("wise_back0.25_x3_rehearsal_looks").short
