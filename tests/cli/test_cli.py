@@ -410,6 +410,9 @@ def test_train_harvest_fit_and_finetune(
     assert usual.spec.method == "gaussian_back0+0.25+0.5+0.75+1_x3"
     assert len(members_of(usual.network)) == 15
     assert usual.spec.intensities is not None
+    beside = ("--objective", "privileged", "--set", "objective.channels=[t1c]")
+    assert run(*base, fewer, *beside, "--out", tmp_path / "beside") == 0
+    assert load_model(tmp_path / "beside").spec.method == "wise_x5_privileged"
     assert run(*base, fewer, "--method", "auto", "--out", tmp_path / "auto") == 0
     assert load_model(tmp_path / "auto").spec.method == "auto_x5"
     tried = read_table(tmp_path / "auto" / "choice.tsv")

@@ -39,7 +39,7 @@ def finetune(
             "for), ri, pr, prf, l2sp, wise, resampled, mc_dropout, swag, gaussian, dwp or "
             "anchored. Left out: where the source predicts the target's regions three of "
             "gaussian, averaged over the way back to the source, if these lie in each other and "
-            "no --scans are given, else five of wise; auto where it does not."
+            "no --scans and no --objective are given, else five of wise; auto where it does not."
         ),
     ] = None,
     source: Annotated[
@@ -146,7 +146,8 @@ def finetune(
     plan = plan_for(data, overrides or (), kind=kind, source=spec, command=command)
     plan = with_scans(plan, scans, kind=kind)
     tissues = _shows_tissues(plan)
-    name, given = (method, ()) if method else _usual(spec, plan, nested=tissues and not scans)
+    alone = tissues and not scans and objective is None
+    name, given = (method, ()) if method else _usual(spec, plan, compared=alone)
     if name == "auto":
         given = ("members=5",)
     if scans and objective is None:
@@ -201,19 +202,19 @@ def _shows_tissues(plan: "ExperimentPlan") -> bool:
 
 
 def _usual(
-    spec: "ModelSpec | None", plan: "ExperimentPlan", *, nested: bool
+    spec: "ModelSpec | None", plan: "ExperimentPlan", *, compared: bool
 ) -> tuple[str, tuple[str, ...]]:
     """Return the method that is taken where none is named, and its settings.
 
-    A fresh head has nothing to go back to: there ``auto`` asks how far. On nested regions alone
-    is known what is best (README).
+    A fresh head has nothing to go back to: there ``auto`` asks how far. What won was ``compared``
+    on nested regions, and with nothing learned beside (README).
     """
     wanted = plan.protocol.regions
     if spec is None or wanted.mode != spec.regions.mode:
         return "auto", ()
     if not set(wanted.names) <= set(spec.regions.names):
         return "auto", ()
-    return ("gaussian", ALL_THE_WAY) if nested else ("wise", ("members=5",))
+    return ("gaussian", ALL_THE_WAY) if compared else ("wise", ("members=5",))
 
 
 def _check_scans(method: str | None, objective: str | None, scans: str) -> None:
