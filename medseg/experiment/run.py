@@ -68,7 +68,7 @@ class _Clock:
 
 
 #: Raised when the same configuration comes to other numbers: no table has cells of both.
-RESULTS = 4
+RESULTS = 5
 
 
 def plan_key(plan: ExperimentPlan) -> str:

@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 from torch import nn
 
 from medseg.data.regions import RegionSettings
@@ -96,10 +96,20 @@ class MethodSettings:
     prior_spread: Literal["layer", "weight"] = "layer"
     #: Chance of a kernel to stay by its source that ``anchored`` starts from.
     anchor_share: float = Field(default=0.9, gt=0, lt=1)
-    #: Posterior of the variational methods.
+    #: Posterior of the variational methods; whole weights are drawn where nothing else is said.
     variational: VariationalSettings = VariationalSettings(estimator="weight")
     #: Weight of their prior; a tenth of the kernels a step keeps the KL below a tenth of its time.
     elbo: ElboSettings = ElboSettings(kl_fraction=0.1)
+
+    @field_validator("variational", "elbo", mode="before")
+    @classmethod
+    def _one_key_leaves_the_others(cls, value: object, info: ValidationInfo) -> object:
+        if not isinstance(value, Mapping):
+            return value
+        usual = (
+            {"estimator": "weight"} if info.field_name == "variational" else {"kl_fraction": 0.1}
+        )
+        return {**usual, **value}
 
     @model_validator(mode="after")
     def _only_some_have_a_choice_of_prior(self) -> "MethodSettings":

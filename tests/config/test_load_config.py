@@ -1,9 +1,11 @@
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
+from medseg.cli.commands.finetune import ALL_THE_WAY
 from medseg.config.build import data_settings_faults, load_arm, load_plan, read_experiment
 from medseg.config.catalog import NETWORKS, SOURCES
 from medseg.config.generate import KINDS
@@ -12,7 +14,9 @@ from medseg.config.schema import DataConfig, ExperimentConfig
 from medseg.config.translation import TranslationConfig
 from medseg.errors import ConfigError, DataError
 from medseg.experiment.sources import refuse_own_people
+from medseg.inference.intensity_prior import RefinementSettings
 from medseg.priors.fit import PRIOR_KINDS, is_normalised
+from medseg.training.method import MethodSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted(shipped_configs().rglob("*.y*ml"))
@@ -308,3 +312,21 @@ def test_methods_take_settings() -> None:
         load_arm("dwp", ["elboo=1"])
     with pytest.raises(ConfigError, match="method"):
         load_arm("magic")
+
+
+def test_one_key_of_a_method_leaves_the_others() -> None:
+    usual = MethodSettings(method="gaussian")
+    found = load_arm("gaussian", ["elbo.beta=0.1", "variational.relative_std=0.2"]).method
+    assert found.elbo == replace(usual.elbo, beta=0.1)
+    assert found.variational == replace(usual.variational, relative_std=0.2)
+    assert load_arm("gaussian", ["variational.estimator=local"]).method.variational == replace(
+        usual.variational, estimator="local"
+    )
+
+
+def test_what_is_taken_where_nothing_is_named_is_what_won() -> None:
+    path = ROOT / "configs" / "experiment" / "semireal_sixth.yaml"
+    config = read_experiment(read_yaml(path), where=path.name)
+    won = next(arm for arm in config.arms if arm.label == "gaussian_light_path_x3_refined")
+    assert load_arm("gaussian", ALL_THE_WAY).method == won.method
+    assert won.refine == RefinementSettings()
