@@ -210,9 +210,8 @@ def _usual(
     on nested regions, and with nothing learned beside (README).
     """
     wanted = plan.protocol.regions
-    if spec is None or wanted.mode != spec.regions.mode:
-        return "auto", ()
-    if not set(wanted.names) <= set(spec.regions.names):
+    known = () if spec is None or spec.regions.mode != wanted.mode else spec.regions.names
+    if not set(wanted.names) <= set(known):
         return "auto", ()
     return ("gaussian", ALL_THE_WAY) if compared else ("wise", ("members=5",))
 
