@@ -28,7 +28,8 @@ _UNCERTAIN = {
 def decision_row(arm: ArmScores, *, n: int, region: str, seed: int) -> Row | None:
     """Return coverage and width of the volume interval, and what referring cases gains.
 
-    None for an arm that gives no interval. The columns ``conformal_*`` are those of the interval
+    None for an arm that gives no interval. One sample a case is no interval either: its coverage
+    is left open, and calibration makes one of it. The columns ``conformal_*`` are those of the interval
     calibrated within each cell on the other test subjects, see :func:`leave_one_subject_out`.
     ``gain_std`` refers by the spread of the posterior samples inside the mask,
     ``gain_expected_dsc`` by the DSC that the probabilities promise, ``gain_most`` by the DSC
@@ -44,6 +45,7 @@ def decision_row(arm: ArmScores, *, n: int, region: str, seed: int) -> Row | Non
     subjects = [row["subject"] for row in ordered]
     low, high, true = _volumes(ordered)
     plain = bootstrap_mean_interval((low <= true) & (true <= high), subjects, seed=seed)
+    is_point = bool((low == high).all())
     calibrated = [leave_one_subject_out(members) for members in cells.values()]
     covered, width = (np.concatenate(part) for part in zip(*calibrated, strict=True))
     known = np.isfinite(covered)
@@ -55,9 +57,9 @@ def decision_row(arm: ArmScores, *, n: int, region: str, seed: int) -> Row | Non
         "n_cases": len({row["case"] for row in ordered}),
         "n_subjects": plain.n_subjects,
         "n_predictions": len(ordered),
-        "coverage": plain.mean,
-        "low_coverage": plain.low,
-        "high_coverage": plain.high,
+        "coverage": None if is_point else plain.mean,
+        "low_coverage": None if is_point else plain.low,
+        "high_coverage": None if is_point else plain.high,
         "mean_width_ml": float((high - low).mean()),
         "n_calibrated": int(known.sum()),
     }

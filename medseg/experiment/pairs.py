@@ -53,16 +53,28 @@ class ArmScores:
         }
         return {place: value for place, value in found.items() if np.isfinite(value)}
 
-    def at(self, column: str) -> Callable[[Place], float | None]:
-        """Return what gives the score that stands at a place of a trained arm.
+    def at(self, column: str, *, seeded: bool = True) -> Callable[[Place], float | None]:
+        """Return what gives the score that stands at a place of another arm.
 
         Thresholds have no seed. A source network has no subset, and stands for every seed that
-        starts from it.
+        starts from it; at places without seeds the mean of all of them stands.
+
+        Parameters
+        ----------
+        column : str
+        seeded : bool
+            The other arm's places have seeds: it is trained.
         """
         values = self.values(column)
         if self.method == "threshold":
             tuned = {(subset, case): value for (subset, _, case), value in values.items()}
             return lambda place: tuned.get((place[0], place[2]), tuned.get(("none", place[2])))
+        if self.method == "zero_shot" and not seeded:
+            of_case: dict[str, list[float]] = {}
+            for (_, _, case), value in values.items():
+                of_case.setdefault(case, []).append(value)
+            means = {case: float(np.mean(found)) for case, found in of_case.items()}
+            return lambda place: means.get(place[2])
         if self.method == "zero_shot":
             starts = {
                 (int(seed) % self.members, case): value for (_, seed, case), value in values.items()
@@ -109,7 +121,8 @@ def _difference(first: ArmScores, second: ArmScores, column: str, seed: int) -> 
     """Return the difference at the places of the arm that depends on more of the training."""
     swap = _training(second) > _training(first)
     rich, poor = (second, first) if swap else (first, second)
-    at, sign = poor.at(column), -1.0 if swap else 1.0
+    at = poor.at(column, seeded=rich.method != "threshold")
+    sign = -1.0 if swap else 1.0
     pairs = [
         (place[2], value, other)
         for place, value in rich.values(column).items()
@@ -161,7 +174,7 @@ def rank_rows(arms: Sequence[ArmScores], *, n: int, region: str) -> list[Row]:
     richest = max(arms, key=_training, default=None)
     if richest is None or len(arms) < 2:
         return []
-    lookups = [arm.at("dsc") for arm in arms]
+    lookups = [arm.at("dsc", seeded=richest.method != "threshold") for arm in arms]
     table: dict[str, list[list[float]]] = {}
     for place in richest.values("dsc"):
         line = [value for at in lookups if (value := at(place)) is not None]

@@ -136,24 +136,25 @@ def _summary(key: tuple[str, ...], rows: Sequence[dict[str, str]], seed: int) ->
 
 
 def _reliability(cells: Sequence[Cell], out: Path) -> list[Row]:
-    """Pool the bins of all cells of an arm, weighting by voxels."""
-    sums: dict[tuple[str, str, str, int], np.ndarray] = {}
+    """Pool the bins of all cells of an arm at one n, weighting by voxels."""
+    sums: dict[tuple[str, str, int, str, int], np.ndarray] = {}
     for cell in cells:
         for row in read_table(out / "cells" / cell.identifier / "reliability.tsv"):
             count = float(row["count"])
             if count:
-                key = (cell.method, cell.source, row["region"], int(row["bin"]))
+                key = (cell.method, cell.source, cell.n, row["region"], int(row["bin"]))
                 part = np.array([number(row["confidence"]), number(row["accuracy"]), 1.0])
                 sums[key] = sums.get(key, np.zeros(3)) + count * part
     return [
         {
             "method": method,
             "source": source,
+            "n": n,
             "region": region,
             "bin": number,
             "confidence": total[0] / total[2],
             "accuracy": total[1] / total[2],
             "count": int(total[2]),
         }
-        for (method, source, region, number), total in sorted(sums.items())
+        for (method, source, n, region, number), total in sorted(sums.items())
     ]

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from medseg.report.arms import NO_LEARNING, NO_TARGET, arm_phrase, look_of
+from medseg.report.arms import NO_LEARNING, NO_TARGET, Arm, arm_phrase, look_of
 from medseg.report.columns import number
 from medseg.report.run_folder import Difference, Run, Summary
 from medseg.report.statistics import contenders, difference_of, largest_n, summaries
@@ -119,6 +119,18 @@ def _listed(parts: Sequence[str]) -> str:
     return f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
+def _shared_means(
+    run: Run, rows: Sequence[Summary], *, n: int, region: str
+) -> dict[Arm, float]:
+    """Return mean DSC over what all arms were scored on; empty where no trained arm lacks a run.
+
+    A run that failed, perhaps on a hard subset, must not make an arm the best.
+    """
+    runs = {row.n_cells for row in rows if row.arm.method not in (NO_LEARNING, *NO_TARGET)}
+    found = {r.arm: r.mean_dsc for r in run.ranks if (r.n, r.region) == (n, region)}
+    return found if len(runs) > 1 and all(row.arm in found for row in rows) else {}
+
+
 def answer_for(run: Run, region: str) -> RegionAnswer | None:
     """Return the answer on ``region``, or None where no arm has a mean."""
     rows = summaries(run)
@@ -126,9 +138,15 @@ def answer_for(run: Run, region: str) -> RegionAnswer | None:
     rivals = [row for row in contenders(rows, n=n, region=region) if math.isfinite(row.mean)]
     if not rivals:
         return None
-    best = max(rivals, key=lambda row: row.mean)
+    shared = _shared_means(run, rivals, n=n, region=region)
+    best = max(rivals, key=lambda row: shared.get(row.arm, row.mean))
     comparisons = _comparisons(run, rivals, best)
     sentences = [_lead_sentence(best, n), *_comparison_sentences(comparisons)]
+    if shared:
+        sentences.append(
+            "Some arms lack training runs (see failures.tsv): the best one is that with the "
+            "highest mean over the runs that all arms have."
+        )
     return RegionAnswer(region, n, best, len(rivals), comparisons, sentences)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from medseg.report.arms import Arm, arm_name, arm_order, look_of
 from medseg.report.columns import number
 from medseg.report.run_folder import Difference, as_number
-from medseg.report.tables import Cell, Row, Table, difference_cell, p_cell
+from medseg.report.tables import FEW_SAMPLES, Cell, Row, Table, difference_cell, p_cell
 
 
 def rival_table(differences: Sequence[Difference], best: Arm, *, region: str, n: int) -> Table:
@@ -98,8 +98,8 @@ def decision_table(decisions: Sequence[Mapping[str, str]], *, region: str) -> Ta
         f"Decisions on {region} at n = {top}, with 95 % intervals over subjects: coverage of "
         "volume intervals (nominal 0.90), as sampled and conformally calibrated (then near 0.90 by "
         "construction: the width tells arms apart), and what mean DSC "
-        "gains when the 20 % most uncertain cases of each run are referred. n/a: too few subjects "
-        "to calibrate on, or an arm that is equally sure of all cases."
+        f"gains when the 20 % most uncertain cases of each run are referred. {FEW_SAMPLES} n/a: too "
+        "few subjects to calibrate on, one sample, or an arm that is equally sure of all cases."
     )
     return Table(caption, headings, [("", rows)])
 

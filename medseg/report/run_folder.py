@@ -80,6 +80,7 @@ class Rank:
     critical_difference: float
     p_friedman: float
     n_subjects: int
+    mean_dsc: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -202,6 +203,7 @@ def _rank(row: Mapping[str, str]) -> Rank:
         as_number(row.get("critical_difference")),
         as_number(row.get("p_friedman")),
         _as_count(row.get("n_subjects")),
+        as_number(row.get("mean_dsc")),
     )
 
 

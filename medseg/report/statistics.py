@@ -147,13 +147,20 @@ def is_against(row: Difference, rival: Arm) -> bool:
 
 
 def coverages(run: Run) -> list[Coverage]:
-    """Return the coverage of the volume interval per arm, n and region that has intervals."""
+    """Return the coverage of the volume interval per arm, n and region that has intervals.
+
+    One sample a case gives none.
+    """
     groups: dict[tuple[Arm, int, str], list[Score]] = defaultdict(list)
     for score in run.scores:
         keys = ("volume_low_ml", "volume_high_ml", "reference_volume_ml")
         if all(math.isfinite(score.values.get(key, math.nan)) for key in keys):
             groups[score.arm, score.n, score.region].append(score)
-    found = [_coverage(arm, n, region, rows) for (arm, n, region), rows in groups.items()]
+    found = [
+        _coverage(arm, n, region, rows)
+        for (arm, n, region), rows in groups.items()
+        if any(row.values["volume_low_ml"] < row.values["volume_high_ml"] for row in rows)
+    ]
     return sorted(found, key=lambda row: (row.n, arm_order(row.arm), row.region))
 
 
@@ -179,11 +186,16 @@ def _coverage(arm: Arm, n: int, region: str, rows: Sequence[Score]) -> Coverage:
 
 
 def calibrations(run: Run) -> list[Calibration]:
-    """Return one reliability curve per arm and region of reliability.tsv."""
+    """Return one reliability curve per arm and region of reliability.tsv, at the largest n.
+
+    Errors of opposite sign at different n would cancel if they were pooled.
+    """
+    top = max((int(row.get("n", 0)) for row in run.reliability), default=0)
     groups: dict[tuple[Arm, str], list[tuple[float, float, float]]] = defaultdict(list)
     for row in run.reliability:
         point = tuple(as_number(row.get(key)) for key in ("confidence", "accuracy", "count"))
-        if all(math.isfinite(value) for value in point) and point[2] > 0:
+        is_of_top = int(row.get("n", 0)) in (0, top)
+        if is_of_top and all(math.isfinite(value) for value in point) and point[2] > 0:
             arm = Arm(row.get("method", "n/a"), row.get("source", "none"))
             groups[arm, row.get("region", "")].append((point[0], point[1], point[2]))
     found = [

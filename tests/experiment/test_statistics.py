@@ -135,6 +135,24 @@ class TestPairedDifference:
         found = paired_difference([0.9, 0.8, 0.7], [0.1, 0.2, 0.05], subjects_of(3), seed=0)
         assert found.p_wilcoxon == pytest.approx(0.25)
 
+    @given(st.lists(st.integers(-4, 4), min_size=1, max_size=9))
+    def test_p_is_the_share_of_signs_that_say_as_much_with_zeros_and_ties(self, halves):
+        a = np.array(halves) / 2.0
+        ranks = stats.rankdata(np.abs(a)) * (a != 0)
+        sums = [
+            sum(rank for rank, up in zip(ranks, signs, strict=True) if up)
+            for signs in itertools.product((False, True), repeat=len(a))
+        ]
+        seen = ranks[a > 0].sum()
+        tails = np.mean(np.array(sums) <= seen), np.mean(np.array(sums) >= seen)
+        found = paired_difference(a, np.zeros(len(a)), subjects_of(len(a)), seed=0)
+        assert found.p_wilcoxon == pytest.approx(min(1.0, 2 * min(tails)))
+
+    def test_five_that_differ_among_fifty_five_that_do_not_show_what_five_show(self):
+        a = np.r_[np.zeros(55), 0.1 * np.arange(1, 6)]
+        found = paired_difference(a, np.zeros(60), subjects_of(60), seed=0)
+        assert found.p_wilcoxon == pytest.approx(2 / 2**5)
+
     def test_equal_methods(self):
         found = paired_difference([0.1, 0.2], [0.1, 0.2], ["a", "b"], seed=0)
         assert (found.difference, found.low, found.high, found.p_wilcoxon) == (0, 0, 0, 1)

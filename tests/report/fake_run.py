@@ -246,7 +246,7 @@ def _reliability(plan: Plan) -> list[dict[str, object]]:
             for b in range(10):
                 confidence = (b + 0.5) / 10
                 rows.append(
-                    {"method": method, "source": source, "region": region, "bin": b, "confidence": confidence,
+                    {"method": method, "source": source, "n": n, "region": region, "bin": b, "confidence": confidence,
                      "accuracy": confidence**bend, "count": int(2e5 * (0.01 + abs(confidence - 0.4) ** 3))}
                 )  # fmt: skip
     return rows

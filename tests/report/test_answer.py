@@ -50,6 +50,29 @@ def test_a_baseline_that_wins_is_named_as_the_winner(tmp_path: Path) -> None:
     assert "does better than the no-learning threshold: mean DSC 0.850" in answer.sentences[0]
 
 
+def test_a_run_that_failed_on_a_hard_subset_does_not_make_an_arm_the_best(tmp_path: Path) -> None:
+    arms = {"dwp": {"0": 0.783}, "pr": {"0": 0.8, "1": 0.4}}
+    rows = [
+        {"method": method, "source": "ms", "n": 3, "subset": subset, "seed": 0, "case": case,
+         "subject": case, "region": "core", "dsc": dsc}
+        for method, subsets in arms.items()
+        for subset, dsc in subsets.items()
+        for case in "ab"
+    ]  # fmt: skip
+    (tmp_path / "run.json").write_text("{}")
+    write_table(tmp_path / "scores.tsv", rows)
+    shared = [
+        {"method": method, "source": "ms", "n": 3, "region": "core", "mean_rank": rank,
+         "mean_dsc": dsc, "n_subjects": 2}
+        for method, rank, dsc in (("pr", 1, 0.8), ("dwp", 2, 0.783))
+    ]  # fmt: skip
+    write_table(tmp_path / "ranks.tsv", shared)
+    answer = answer_for(read_run(tmp_path), "core")
+    assert answer is not None
+    assert answer.best.arm.method == "pr"
+    assert "lack training runs" in answer.sentences[-1]
+
+
 def test_smaller_n_do_not_compete(tmp_path: Path) -> None:
     run = make_run(tmp_path, {("ri", "none", 1): [0.9, 0.9], ("pr", "ms", 3): [0.5, 0.5]})
     answer = answer_for(run, "core")

@@ -69,12 +69,14 @@ def test_summary_from_scores_has_the_means_of_the_saved_one(fake_run: Path, own_
 
 
 def test_ece_is_the_weighted_gap(own_run: Path) -> None:
-    row = {"method": "ri", "source": "none", "region": "core"}
+    row = {"method": "ri", "source": "none", "n": 5, "region": "core"}
     points = [(0.1, 0.3, 100), (0.9, 0.8, 300), (0.5, 0.0, 0)]
     rows = [
         {**row, "bin": i, "confidence": c, "accuracy": a, "count": n}
         for i, (c, a, n) in enumerate(points)
     ]
+    # Errors the other way at a smaller n do not count, or the two would cancel.
+    rows += [{**row, "n": 1, "bin": 0, "confidence": 0.3, "accuracy": 0.1, "count": 100}]
     write_table(own_run / "reliability.tsv", rows)
     (curve,) = calibrations(read_run(own_run))
     assert curve.ece == pytest.approx((100 * 0.2 + 300 * 0.1) / 400)
