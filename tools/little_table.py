@@ -23,7 +23,8 @@ from medseg.config.build import load_plan
 from medseg.data.splits import load_split
 from medseg.experiment.cell import Cell, CellTraining
 from medseg.experiment.plan import ExperimentPlan
-from medseg.experiment.run import plan_key, run_experiment
+from medseg.experiment.record import plan_key
+from medseg.experiment.run import run_experiment
 from medseg.experiment.sources import make_source, training_cases
 from medseg.experiment.statistics import paired_difference
 from medseg.inference.posterior import Head, predict_prepared

@@ -29,8 +29,9 @@ def decision_row(arm: ArmScores, *, n: int, region: str, seed: int) -> Row | Non
     """Return coverage and width of the volume interval, and what referring cases gains.
 
     None for an arm that gives no interval. One sample a case is no interval either: its coverage
-    is left open, and calibration makes one of it. The columns ``conformal_*`` are those of the interval
-    calibrated within each cell on the other test subjects, see :func:`leave_one_subject_out`.
+    is left open, and calibration makes one of it. The columns ``conformal_*`` are those of the
+    interval calibrated within each cell on the other test subjects, see
+    :func:`leave_one_subject_out`.
     ``gain_std`` refers by the spread of the posterior samples inside the mask,
     ``gain_expected_dsc`` by the DSC that the probabilities promise, ``gain_most`` by the DSC
     itself: more cannot be gained by referring as many of the same cases.

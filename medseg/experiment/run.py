@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-import platform
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
+from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
 
-import torch
 from filelock import FileLock
 
 from medseg.data.regions import RegionSettings
-from medseg.data.source import CaseSource
 from medseg.data.splits import FewShotSubset, SplitSettings, few_shot_subsets, load_or_make_split
 from medseg.data.training_set import TrainingCase
 from medseg.errors import ConfigError, DataError
@@ -31,50 +24,21 @@ from medseg.experiment.cell import (
     run_network,
     run_threshold,
 )
-from medseg.experiment.failures import clear_failure, has_failed, note_failure, write_failures
-from medseg.experiment.plan import Arm, Cohort, ExperimentPlan
-from medseg.experiment.sources import (
-    intensities_of,
-    make_source,
-    more_scans,
+from medseg.experiment.cohort_check import (
     refuse_own_people,
-    training_cases,
+    refuse_same_masks,
+    require_same_cases,
 )
+from medseg.experiment.failures import clear_failure, has_failed, note_failure, write_failures
+from medseg.experiment.plan import Arm, ExperimentPlan
+from medseg.experiment.record import Start, plan_key
+from medseg.experiment.sources import intensities_of, make_source, more_scans, training_cases
 from medseg.experiment.tables import write_tables
 from medseg.inference.posterior import Head
-from medseg.inference.provenance import git_commit, versions
-from medseg.io.atomic import write_json
-from medseg.networks.precision import resolve_device, resolve_precision
 from medseg.training.objectives import MoreScans
 from medseg.training.transfer import Source
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class _Clock:
-    """Seconds spent per stage, carried over an interruption."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            spent = time.perf_counter() - started
-            self.seconds[name] = round(self.seconds.get(name, 0.0) + spent, 2)
-
-
-#: Raised when the same configuration comes to other numbers: no table has cells of both.
-RESULTS = 5
-
-
-def plan_key(plan: ExperimentPlan) -> str:
-    """Return the hash of an experiment's configuration: what a resumed run must agree with."""
-    given = json.dumps([RESULTS, plan.config], sort_keys=True)
-    return hashlib.sha256(given.encode()).hexdigest()
 
 
 def run_experiment(
@@ -113,22 +77,22 @@ def run_experiment(
             hint="Give a voxel size in mm.",
         )
     key = plan_key(plan)
-    clock = _Clock(_start(plan, out, key, resume=resume))
+    start = Start.of(plan, out, key, resume=resume)
     try:
-        return _run(plan, out, key, clock, shard=shard)
+        return _run(plan, out, key, start, shard=shard)
     finally:
-        _write_run(plan, out, key, clock.seconds)
+        start.write()
 
 
 def _run(
-    plan: ExperimentPlan, out: Path, key: str, clock: _Clock, *, shard: tuple[int, int]
+    plan: ExperimentPlan, out: Path, key: str, start: Start, *, shard: tuple[int, int]
 ) -> tuple[str, ...]:
     for name, cohorts in plan.sources.items():
         if name not in plan.pretraining:
             refuse_own_people(cohorts, plan, where=f"sources.{name}")
     with FileLock(out / ".splits.lock"):
         subsets, test_only = few_shot_parts(plan, out)
-    with clock.stage("prepare target"):
+    with start.stage("prepare target"):
         cases = training_cases(
             plan.target, plan, regions=plan.protocol.regions, allow_missing=False
         )
@@ -139,12 +103,18 @@ def _run(
             f"Every subset must leave subjects to test on, but {untested[:3]} leave none.",
             hint="Lower protocol.few_shot.sizes, or add subjects to the target.",
         )
-    sources = _sources(plan, out, key, clock)
+    with FileLock(out / ".splits.lock"):
+        require_same_cases(cases, plan.protocol.regions.names, out / "cases.tsv")
+    sources = _sources(plan, out, key, start, cases)
     more = {
         arm.more: more_scans(plan, arm.scans, labelled=arm.more[1])
         for arm in plan.arms
         if arm.scans
     }
+    for (name, is_labelled), scans in more.items():
+        if is_labelled:
+            wanted = plan.protocol.regions
+            refuse_same_masks(scans.cases, scans.regions, cases, wanted, where=f"scans.{name}")
     first = {cell.method + cell.source: cell for cell, _, _ in reversed(cells)}
     mine = [entry for group in _groups(cells)[shard[0] :: shard[1]] for entry in group]
     training = CellTraining(plan, out)
@@ -158,7 +128,7 @@ def _run(
         keep = first[cell.method + cell.source] == cell
         writer = CellWriter(cell, plan, out, keep_example=keep)
         try:
-            with clock.stage(f"cells: {cell.method}"):
+            with start.stage(f"cells: {cell.method}"):
                 _one(cell, data, arm, writer, plan, sources, more=more, training=training)
         except Exception as error:
             # One arm that diverges on one subset must not cost the night of all others.
@@ -167,14 +137,16 @@ def _run(
     return _end([cell for cell, _, _ in cells], out, plan)
 
 
-def _sources(plan: ExperimentPlan, out: Path, key: str, clock: _Clock) -> dict[str, Source]:
+def _sources(
+    plan: ExperimentPlan, out: Path, key: str, start: Start, target: Sequence[TrainingCase]
+) -> dict[str, Source]:
     sources: dict[str, Source] = {}
     for name in plan.sources:
         # Another shard may be at it: then this one waits, and loads what is there.
         (out / "sources").mkdir(exist_ok=True)
         lock = FileLock(out / "sources" / f".{name}.lock")
-        with clock.stage("train sources, fit priors"), lock:
-            sources[name] = make_source(plan, name, out, key=key)
+        with start.stage("train sources, fit priors"), lock:
+            sources[name] = make_source(plan, name, out, key=key, target=target)
     return sources
 
 
@@ -314,80 +286,3 @@ def _grid(
         for arm in plan.arms:
             for name in arm.sources or ("none",):
                 yield Cell(arm.label, name, n, label, seed), data, arm
-
-
-def _start(plan: ExperimentPlan, out: Path, key: str, *, resume: bool) -> dict[str, float]:
-    path = out / "run.json"
-    if not path.is_file():
-        _write_run(plan, out, key, {})
-        return {}
-    before = json.loads(path.read_text(encoding="utf-8"))
-    if before.get("config_sha256") != key:
-        raise ConfigError(
-            f"A folder holds one experiment, but {out} holds another: "
-            f"{before.get('title')!r} with other settings, or of another version of medseg.",
-            hint="Give another output folder.",
-        )
-    if not resume:
-        raise ConfigError(
-            f"{out} holds this experiment already.",
-            hint="Add --resume to go on with it, or give another folder.",
-        )
-    return dict(before.get("seconds", {}))
-
-
-def _write_run(plan: ExperimentPlan, out: Path, key: str, seconds: dict[str, float]) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    path, now = out / "run.json", datetime.now(UTC).isoformat(timespec="seconds")
-    # A resumed run keeps the time of its first start.
-    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    device = resolve_device(plan.protocol.target_training.device)
-    precision = resolve_precision(plan.protocol.target_training.precision, device)
-    described = [
-        _cohort(cohort, "source", name)
-        for name, mix in [*plan.sources.items(), *plan.scans.items()]
-        for cohort in mix
-    ]
-    # What is a source and rehearsed, too, is told once.
-    cohorts = [one for at, one in enumerate(described) if one not in described[:at]]
-    write_json(
-        path,
-        {
-            "title": plan.title,
-            "description": plan.description,
-            "config": plan.config,
-            "config_sha256": key,
-            "seed": plan.protocol.seed,
-            "versions": versions(),
-            "git_commit": git_commit(),
-            "machine": {
-                "cpu": platform.processor() or platform.machine(),
-                "cores": torch.get_num_threads(),
-                "device": str(device),
-                "precision": str(precision).removeprefix("torch."),
-            },
-            "command": plan.command,
-            "started": before.get("started", now),
-            "seconds": seconds,
-            "cohorts": [
-                *cohorts,
-                _cohort(plan.target, "target", "target"),
-            ],
-            "statements": list(plan.statements),
-            "regions": list(plan.protocol.regions.names),
-            "modalities": list(plan.protocol.channels),
-        },
-    )
-
-
-def _cohort(cohort: Cohort, role: str, name: str) -> dict[str, object]:
-    source: CaseSource = cohort.source
-    return {
-        "name": f"{name}: {source.name}" if role == "source" else source.name,
-        "role": role,
-        "licence": source.licence,
-        "citation": source.citation,
-        "n_subjects": len(set(source.subjects)),
-        "synthetic": cohort.synthetic,
-        "note": cohort.note,
-    }

@@ -14,6 +14,7 @@ from medseg.data.regions import RegionSettings
 from medseg.data.splits import bootstrap_subjects, split_by_subject
 from medseg.data.training_set import TrainingCase, make_training_case
 from medseg.errors import ConfigError
+from medseg.experiment.cohort_check import refuse_own_people, refuse_same_masks
 from medseg.experiment.plan import Cohort, ExperimentPlan, source_regions
 from medseg.inference.intensity_prior import (
     IntensityPrior,
@@ -121,33 +122,6 @@ def more_scans(plan: ExperimentPlan, name: str, *, labelled: bool) -> MoreScans:
     return MoreScans(cases, regions)
 
 
-def refuse_own_people(cohorts: Sequence[Cohort], plan: ExperimentPlan, *, where: str) -> None:
-    """Raise where masks to learn from are of people of the target, some of whom are tested on.
-
-    Parameters
-    ----------
-    cohorts : sequence of Cohort
-    plan : ExperimentPlan
-    where : str
-        What they are called in the configuration.
-
-    Raises
-    ------
-    ConfigError
-        A data set has the name of the target and some of its people.
-    """
-    target = plan.target.source
-    for source in (cohort.source for cohort in cohorts):
-        own = sorted(set(source.subjects) & set(target.subjects)) * (source.name == target.name)
-        if own:
-            raise ConfigError(
-                f"Masks that are learned from beside the target's must be of other people, but "
-                f"{where} has {own[:3]} ({len(own)} in all) of the target {target.name!r}.",
-                hint="Leave these people out, the target's own are trained on as few_shot says; or "
-                "give different data sets different names.",
-            )
-
-
 def unlabelled_cases(
     cohorts: Sequence[Cohort],
     plan: ExperimentPlan,
@@ -183,8 +157,21 @@ def unlabelled_cases(
     return cases
 
 
-def train_members(plan: ExperimentPlan, name: str, out: Path, *, key: str) -> list[Path]:
-    """Train the members of source ``name`` that are not there yet; return all their folders."""
+def train_members(
+    plan: ExperimentPlan,
+    name: str,
+    out: Path,
+    *,
+    key: str,
+    target: Sequence[TrainingCase] = (),
+) -> list[Path]:
+    """Train the members of source ``name`` that are not there yet; return all their folders.
+
+    Raises
+    ------
+    DataError
+        A mask of the source is that of a case of ``target``.
+    """
     cohorts, pretext = plan.sources[name], plan.pretraining.get(name)
     regions = regions_of(plan, name)
     folders = [out / "sources" / name / f"member_{m}" for m in range(plan.protocol.members)]
@@ -200,6 +187,8 @@ def train_members(plan: ExperimentPlan, name: str, out: Path, *, key: str) -> li
                 cohort, plan, regions=regions, allow_missing=True, without=held
             )
         ]
+        wanted = plan.protocol.regions
+        refuse_same_masks(cases, regions, target, wanted, where=f"sources.{name}")
     if missing:
         for member in missing:
             _train_member(plan, name, cases, member=member, out=out, key=key)
@@ -243,13 +232,25 @@ def regions_of(plan: ExperimentPlan, name: str) -> RegionSettings:
     return source_regions(plan.sources[name], plan.protocol.regions)
 
 
-def make_source(plan: ExperimentPlan, name: str, out: Path, *, key: str) -> Source:
+def make_source(
+    plan: ExperimentPlan,
+    name: str,
+    out: Path,
+    *,
+    key: str,
+    target: Sequence[TrainingCase] = (),
+) -> Source:
     """Train or load the members of source ``name``, harvest them and fit the priors.
 
     The prior is fitted where an arm on this source asks for one. What is there already, written
     under the same ``key``, is not made again.
+
+    Raises
+    ------
+    DataError
+        A mask of the source is that of a case of ``target``.
     """
-    folders = train_members(plan, name, out, key=key)
+    folders = train_members(plan, name, out, key=key, target=target)
     models = [load_model(folder, ignore_calibration=True) for folder in folders]
     networks = [model.network for model in models]
     kernels = harvest(networks, settings=plan.protocol.harvest)

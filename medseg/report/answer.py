@@ -119,9 +119,7 @@ def _listed(parts: Sequence[str]) -> str:
     return f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
-def _shared_means(
-    run: Run, rows: Sequence[Summary], *, n: int, region: str
-) -> dict[Arm, float]:
+def _shared_means(run: Run, rows: Sequence[Summary], *, n: int, region: str) -> dict[Arm, float]:
     """Return mean DSC over what all arms were scored on; empty where no trained arm lacks a run.
 
     A run that failed, perhaps on a hard subset, must not make an arm the best.

@@ -98,8 +98,8 @@ def decision_table(decisions: Sequence[Mapping[str, str]], *, region: str) -> Ta
         f"Decisions on {region} at n = {top}, with 95 % intervals over subjects: coverage of "
         "volume intervals (nominal 0.90), as sampled and conformally calibrated (then near 0.90 by "
         "construction: the width tells arms apart), and what mean DSC "
-        f"gains when the 20 % most uncertain cases of each run are referred. {FEW_SAMPLES} n/a: too "
-        "few subjects to calibrate on, one sample, or an arm that is equally sure of all cases."
+        f"gains when the 20 % most uncertain cases of each run are referred. {FEW_SAMPLES} n/a: "
+        "too few subjects to calibrate on, one sample, or an arm that is equally sure of all cases."
     )
     return Table(caption, headings, [("", rows)])
 

@@ -13,7 +13,7 @@ from medseg.config.folder import KINDS, plan_for_folder
 from medseg.data.regions import RegionSettings
 from medseg.errors import ConfigError, DataError, MedsegError, ScanError
 from medseg.experiment.plan import ProtocolSettings
-from medseg.experiment.run import plan_key
+from medseg.experiment.record import plan_key
 from medseg.inference.model import ModelSpec
 from medseg.networks.presets import unet_short_3d
 from medseg.networks.unet import UNetSettings

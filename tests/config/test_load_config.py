@@ -13,7 +13,7 @@ from medseg.config.load import find_config, find_faults, read_yaml, shipped_conf
 from medseg.config.schema import DataConfig, ExperimentConfig
 from medseg.config.translation import TranslationConfig
 from medseg.errors import ConfigError, DataError
-from medseg.experiment.sources import refuse_own_people
+from medseg.experiment.cohort_check import refuse_own_people
 from medseg.inference.intensity_prior import RefinementSettings
 from medseg.priors.fit import PRIOR_KINDS, is_normalised
 from medseg.training.method import MethodSettings

@@ -55,6 +55,30 @@ def test_no_source_has_people_of_the_target(plan: ExperimentPlan, tmp_path: Path
         assert not (tmp_path / "run" / "sources").exists()
 
 
+def test_no_source_has_a_mask_of_the_target_under_another_name(
+    plan: ExperimentPlan, tmp_path: Path
+) -> None:
+    (cohort,) = plan.sources["more"]
+    # Other grey values and another name, but the same heads and tumours.
+    same = PhantomSource(
+        PhantomSettings(
+            disease="tumour", preset="target", n_subjects=2, spacing_mm=8.0, contrast="random"
+        )
+    )
+    other = replace(cohort, source=same)
+    assert same.name != plan.target.source.name
+    for wrong in (
+        replace(plan, sources={"more": (cohort, other)}),
+        replace(
+            plan,
+            scans={"more": (other,)},
+            arms=[replace(plan.arms[0], scans="more", objective=RehearsalSettings())],
+        ),
+    ):
+        with pytest.raises(DataError, match="voxel for voxel"):
+            run_experiment(wrong, tmp_path / f"run_{len(wrong.sources['more'])}")
+
+
 def test_no_scan_with_a_mask_is_of_the_target(plan: ExperimentPlan) -> None:
     own = replace(plan, scans={"more": (plan.target,)})
     with pytest.raises(ConfigError, match=r"scans\.more has \['phantom"):

@@ -63,8 +63,14 @@ def load_run(run: Path) -> ExperimentPlan:
     """Return the plan of a run as it was recorded."""
     from medseg.config.finished import load_finished
     from medseg.errors import ConfigError
+    from medseg.experiment.record import plan_key
 
-    plan, _ = load_finished(run)
+    plan, key = load_finished(run)
+    if key != plan_key(plan):
+        raise ConfigError(
+            f"All cells of a run are of one version of medseg, but those of {run} are of another.",
+            hint="Run the experiment again, or check out the commit that run.json names.",
+        )
     if plan.protocol.regions.mode != "regions":
         raise ConfigError("nnU-Net is compared on regions, but protocol.regions.mode is 'classes'.")
     return plan

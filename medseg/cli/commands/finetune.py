@@ -134,7 +134,7 @@ def finetune(
     from medseg.config.folder import plan_for
     from medseg.config.scans import with_scans
     from medseg.experiment.crossfit import finetune_calibrated
-    from medseg.experiment.run import plan_key
+    from medseg.experiment.record import plan_key
     from medseg.experiment.single import finetune_target, source_from
     from medseg.inference.model import load_model
 

@@ -18,7 +18,7 @@ def train(
     from medseg.cli.session import begin
     from medseg.config.build import load_plan
     from medseg.errors import ConfigError
-    from medseg.experiment.run import plan_key
+    from medseg.experiment.record import plan_key
     from medseg.experiment.sources import train_members
 
     plan = load_plan(config, overrides or (), command=f"medseg train {config}")
