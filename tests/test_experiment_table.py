@@ -113,3 +113,40 @@ def test_an_arm_is_held_against_another_run_on_the_same_cases_alone(tmp_path: Pa
     for method, source in (("wise", ""), ("auto_x5", "ms")):
         with pytest.raises(SystemExit, match="no case of the subsets and seeds"):
             experiment_table.beside(runs[0], method, source, runs[1])
+
+
+def test_families_are_the_heads_and_shapes_of_generated_subjects(tmp_path: Path) -> None:
+    for name in ("heads/a", "heads/b", "heads/c", "heads/d", "tumours/x_seg", "tumours/y_seg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.nii.gz").touch()
+    target = {
+        "kind": "phantom",
+        "settings": {
+            "disease": "tumour",
+            "preset": "target",
+            "n_subjects": 8,
+            "label_maps": str(tmp_path / "heads"),
+            "tumour_masks": str(tmp_path / "tumours"),
+        },
+    }
+    config = {"title": "t", "sources": {}, "target": target, "arms": [{"method": {"method": "ri"}}]}
+    write_json(tmp_path / "run.json", {"config": config, "config_sha256": ""})
+    cases = [f"semireal-tumour-target-s0-{index:04d}" for index in range(8)]
+    rows = [
+        {
+            **ARM, "method": method, "subset": "a", "seed": seed, "case": case, "subject": case,
+            "dsc": dsc, "nll_nats": "n/a",
+        }
+        for method, dsc in (("auto_x5", 0.9), ("pr", 0.7))
+        for seed in (0, 1)
+        for case in cases
+    ]  # fmt: skip
+    write_table(tmp_path / "scores.tsv", rows)
+    found = experiment_table.families(tmp_path, "auto_x5", "").splitlines()
+    gap = "+0.2000 [+0.2000, +0.2000]"
+    # Every other head is the target's.
+    assert found[2] == f"| 5 | core | PR, generated | {gap} | {gap} | 2 | 2 |"
+    del target["settings"]["tumour_masks"]
+    write_json(tmp_path / "run.json", {"config": config, "config_sha256": ""})
+    with pytest.raises(SystemExit, match="no two parents"):
+        experiment_table.families(tmp_path, "auto_x5", "")

@@ -39,6 +39,7 @@ def row(
 ) -> dict[str, str]:
     given = {"method": method, "share": share, "width": width, "subject": subject, "dsc": dsc}
     return {key: str(value) for key, value in {**given, "nll_nats": nll}.items()} | {
+        "case": subject,
         "region": "core",
         "subset": "0",
     }
@@ -64,6 +65,15 @@ def test_the_best_of_each_kind_are_compared_case_by_case() -> None:
     )
     assert "NLL: variational (0.5 of the way back, 1 times as wide) less plain (0)" in lines[1]
     assert lines[1].endswith("-0.0500 [-0.1000, +0.0000]")
+
+
+def test_two_scans_of_a_person_are_held_against_themselves() -> None:
+    scans = [
+        row(method, 0.0, width, "a", dsc, 0.2) | {"case": case}
+        for method, width in (("pr", 0.0), ("gaussian", 1.0))
+        for case, dsc in (("a1", 0.9), ("a2", 0.5))
+    ]
+    assert "+0.0000" in limits_table.best(scans).splitlines()[0]
 
 
 def test_the_table_has_each_choice_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,8 +2,9 @@
 
 One table has a row per arm: DSC with its interval over subjects, NLL, ECE and what uncertainty is
 worth. Another holds one arm against all others, pair by pair; a third says how much better than the
-best arm the best of all arms would be, chosen case by case in sight of the truth; a fourth, on
-demand, what data and prior cost at the end of variational training.
+best arm the best of all arms would be, chosen case by case in sight of the truth. On demand others
+say what data and prior cost at the end of variational training, and give intervals over the heads
+and shapes that generated subjects share.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from medseg.experiment.statistics import bootstrap_mean_interval
+from medseg.config.finished import load_finished
+from medseg.data.phantom.cohort import PhantomSource
+from medseg.experiment.statistics import bootstrap_mean_interval, crossed_interval
 from medseg.io.atomic import read_table, write_text
 from medseg.report.arms import look_of
 from medseg.report.curves import groups_of
@@ -36,12 +39,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--beside", type=Path, help="hold it against another run's arms on the same cases, too"
     )
+    parser.add_argument(
+        "--families",
+        action="store_true",
+        help="its differences with intervals over the heads and shapes of generated subjects",
+    )
     parser.add_argument("--nats", action="store_true", help="show data and KL terms too")
     parser.add_argument("--figure", type=Path, help="write the learning curves there, as SVG")
     arguments = parser.parse_args(argv)
     print(table(arguments.run))
     if arguments.arm:
         print(against(arguments.run, arguments.arm, arguments.source))
+        if arguments.families:
+            print(families(arguments.run, arguments.arm, arguments.source))
         if arguments.beside is not None:
             print(beside(arguments.run, arguments.arm, arguments.source, arguments.beside))
     print(ceiling(arguments.run))
@@ -116,6 +126,46 @@ def against(run: Path, method: str, source: str) -> str:
                 ]
             )
         )
+    return "\n".join(out) + "\n"
+
+
+def families(run: Path, method: str, source: str) -> str:
+    """Return a Markdown table of one arm's differences over subjects, and over their parents.
+
+    Generated subjects share heads and lesion shapes: the second interval draws those anew, crossed,
+    instead of subjects as if each were like no other.
+    """
+    plan, _ = load_finished(run)
+    target = plan.target.source
+    if not isinstance(target, PhantomSource):
+        raise SystemExit(f"the target of {run} is not generated: its subjects have no parents")
+    parents = {
+        name: target.provenance(index)["parents"] for index, name in enumerate(target.identifiers)
+    }
+    if any(len(found) != 2 for found in parents.values()):
+        raise SystemExit(f"subjects of {run} have no two parents, a head and a lesion's shape")
+    arms = _scores(run)
+    whose = source or next((key[1] for key in arms if key[0] == method), "")
+    head = ["N", "region", "against", "over subjects", "over heads and shapes", "heads", "shapes"]
+    out = [_line(head), _line(["---"] * len(head))]
+    for (name, origin, n, region), theirs in sorted(arms.items()):
+        ours = arms.get((method, whose, n, region), {})
+        gaps: dict[str, list[float]] = {}
+        for place in ours.keys() & theirs.keys() if name != method else ():
+            gap = float(ours[place]["dsc"]) - float(theirs[place]["dsc"])
+            gaps.setdefault(place[2], []).append(gap)
+        if not gaps:
+            continue
+        cases = sorted(gaps)
+        means = [float(np.mean(gaps[case])) for case in cases]
+        heads, shapes = zip(*(parents[case] for case in cases), strict=True)
+        intervals = (
+            bootstrap_mean_interval(means, cases, seed=0),
+            crossed_interval(means, heads, shapes, seed=0),
+        )
+        cells = [f"{gap.mean:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}]" for gap in intervals]
+        counts = [str(len(set(factor))) for factor in (heads, shapes)]
+        out.append(_line([n, region, f"{look_of(name).short}, {origin}", *cells, *counts]))
     return "\n".join(out) + "\n"
 
 

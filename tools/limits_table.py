@@ -154,6 +154,7 @@ def scored(
                 "share": share,
                 "width": width,
                 "subject": case.subject,
+                "case": case.identifier,
                 "region": region,
                 "dsc": dice(found.mask[index].numpy(), truth),
                 "nll_nats": negative_log_likelihood_nats(
@@ -233,8 +234,8 @@ def _mean(rows: Sequence[Row], measure: str) -> float:
 
 
 def _gap(rows: Sequence[Row], others: Sequence[Row], measure: str) -> MeanInterval:
-    before = {(row["subset"], row["subject"]): float(row[measure]) for row in others}
-    gaps = [float(row[measure]) - before[row["subset"], row["subject"]] for row in rows]
+    before = {(row["subset"], row["case"]): float(row[measure]) for row in others}
+    gaps = [float(row[measure]) - before[row["subset"], row["case"]] for row in rows]
     return bootstrap_mean_interval(gaps, [row["subject"] for row in rows], seed=0)
 
 

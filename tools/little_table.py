@@ -90,10 +90,10 @@ def run_shard(out: Path, seeds: Sequence[int], quick: bool, shard: tuple[int, in
 
 def compare(out: Path, seeds: Sequence[int]) -> list[Row]:
     """Return one row per effect and number of masks, over all seeds, cases and regions."""
-    scores: dict[tuple[str, str, str], dict[tuple[str, str, str], Row]] = {}
+    scores: dict[tuple[str, str, str], dict[tuple[str, ...], Row]] = {}
     for seed in seeds:
         for row in read_table(out / f"seed_{seed}" / "scores.tsv"):
-            case = str(seed), row["case"], row["region"]
+            case = str(seed), row["subset"], row["seed"], row["case"], row["region"]
             scores.setdefault((row["method"], row["source"], row["n"]), {})[case] = row
     sizes = sorted({key[2] for key in scores if key[0] == "ri"}, key=int)
     return [
@@ -106,7 +106,7 @@ def compare(out: Path, seeds: Sequence[int]) -> list[Row]:
 def compare_arms(name: str, n: int, arm: dict[Any, Row], baseline: dict[Any, Row]) -> Row:
     """Return the paired difference of two arms; intervals resample test subjects of all seeds."""
     cases = sorted(arm)
-    subjects = [f"{seed}/{arm[seed, case, region]['subject']}" for seed, case, region in cases]
+    subjects = [f"{case[0]}/{arm[case]['subject']}" for case in cases]
     with_it, without = (np.array([float(s[c]["dsc"]) for c in cases]) for s in (arm, baseline))
     found = paired_difference(with_it, without, subjects, seed=0)
     per_seed = {

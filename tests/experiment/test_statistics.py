@@ -8,7 +8,12 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from medseg.errors import DataError
-from medseg.experiment.statistics import bootstrap_mean_interval, holm, paired_difference
+from medseg.experiment.statistics import (
+    bootstrap_mean_interval,
+    crossed_interval,
+    holm,
+    paired_difference,
+)
 
 
 def subjects_of(n, each=1):
@@ -102,6 +107,34 @@ class TestBootstrap:
     def test_refuses(self, values, subjects, options, value):
         with pytest.raises(DataError, match=value):
             bootstrap_mean_interval(values, subjects, seed=0, **options)
+
+
+class TestCrossedInterval:
+    def crossed(self, of_first, of_second, noise):
+        draw = np.random.default_rng(1)
+        first, second = (np.repeat(np.arange(8), 6), np.tile(np.arange(6), 8))
+        values = of_first * draw.normal(size=8)[first] + of_second * draw.normal(size=6)[second]
+        values = values + noise * draw.normal(size=48)
+        return values, [f"h{i}" for i in first], [f"t{i}" for i in second]
+
+    def test_is_the_bootstrap_over_one_factor_where_the_other_does_nothing(self):
+        values, first, second = self.crossed(1.0, 0.0, 0.0)
+        found = crossed_interval(values, first, second, seed=0)
+        plain = bootstrap_mean_interval(values, first, seed=0)
+        assert found.mean == pytest.approx(plain.mean)
+        assert (found.low, found.high) == pytest.approx((plain.low, plain.high), abs=0.06)
+        assert (found.n_values, found.n_subjects) == (48, 48)
+
+    def test_what_is_shared_makes_it_wider_than_independent_values(self):
+        values, first, second = self.crossed(1.0, 1.0, 0.1)
+        shared = crossed_interval(values, first, second, seed=0)
+        apart = bootstrap_mean_interval(values, subjects_of(48), seed=0)
+        assert shared.high - shared.low > 1.5 * (apart.high - apart.low)
+
+    def test_one_level_has_no_interval(self):
+        found = crossed_interval([0.1, 0.3], ["a", "a"], ["x", "y"], seed=0)
+        assert (found.mean, found.n_subjects) == (pytest.approx(0.2), 2)
+        assert math.isnan(found.low)
 
 
 class TestPairedDifference:

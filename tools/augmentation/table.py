@@ -40,10 +40,9 @@ def compare(wanted: Sequence[Pairing]) -> list[Row]:
                 _scores(member.other_run, member.other_arm),
             )
             for key in mine.keys() & theirs.keys():
-                n, _, case, region = key
-                pairs.setdefault((n, region), []).append(
-                    (mine[key], theirs[key], case, member.run.name)
-                )
+                n, region = key[0], key[-1]
+                (dsc, subject), (other, _) = mine[key], theirs[key]
+                pairs.setdefault((n, region), []).append((dsc, other, subject, member.run.name))
         for (n, region), found in sorted(pairs.items()):
             ordered = sorted(found, key=lambda item: (item[3], item[2]))
             difference = paired_difference(
@@ -74,9 +73,15 @@ def compare(wanted: Sequence[Pairing]) -> list[Row]:
     return rows
 
 
-def _scores(run: Path, arm: tuple[str, str]) -> dict[tuple[int, str, str, str], float]:
+def _scores(
+    run: Path, arm: tuple[str, str]
+) -> dict[tuple[int, str, str, str, str], tuple[float, str]]:
+    """Return DSC and subject by n, subset, seed, case and region."""
     return {
-        (int(row["n"]), row["subset"], row["case"], row["region"]): float(row["dsc"])
+        (int(row["n"]), row["subset"], row["seed"], row["case"], row["region"]): (
+            float(row["dsc"]),
+            row["subject"],
+        )
         for row in read_table(run / "scores.tsv")
         if (row["method"], row["source"]) == arm and row["dsc"] not in ("", "n/a")
     }
