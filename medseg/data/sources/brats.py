@@ -50,8 +50,17 @@ RELABEL = {
     "123": {1: 1, 2: 2, 3: 4},
     "123rc": {1: 1, 2: 2, 3: 4, 4: 0},
 }
-#: Modality words, and names of cases, that only the files of 2023 and later use.
-_RECENT_WORDS = ("t1n", "t2f", "t2w")
+#: The same in words, for the log.
+_MEANING = {
+    "1234": "1 necrosis, 2 oedema, 3 non-enhancing core, 4 enhancing tumour",
+    "124": "1 necrosis and non-enhancing core, 2 oedema, 4 enhancing tumour",
+    "123": "1 necrosis, 2 oedema, 3 enhancing tumour, which becomes 4",
+    "123rc": "1 necrosis, 2 oedema, 3 enhancing tumour, which becomes 4; "
+    "4 resection cavity, which becomes background",
+}
+#: Modality words, and names of cases, that only the files of 2023 and later use. Their t2w is not
+#: among them: BIDS calls any T2 so.
+_RECENT_WORDS = ("t1n", "t2f")
 _RECENT_CASE = re.compile(r"brats-[a-z]+-\d+-\d+", re.IGNORECASE)
 
 
@@ -128,8 +137,8 @@ def has_recent_name(path: Path) -> bool:
     --------
     >>> has_recent_name(Path("BraTS-GLI-00005-101-seg.nii.gz")), has_recent_name(Path("t2f.nii"))
     (True, True)
-    >>> has_recent_name(Path("BraTS2021_00000_seg.nii.gz"))
-    False
+    >>> has_recent_name(Path("BraTS2021_00000_seg.nii.gz")), has_recent_name(Path("x_T2w.nii"))
+    (False, False)
     """
     stem = stem_of(path)
     return stem.lower().endswith(_RECENT_WORDS) or bool(_RECENT_CASE.match(stem))
@@ -190,7 +199,13 @@ class BratsSource:
                 f"{self._settings.root} have {sorted(values)}, where 3 or 4 can mean two things.",
                 hint=f"Set 'label_convention' to one of {', '.join(RELABEL)}.",
             )
-        _log.info("label convention of %s: %s (labels %s)", self.name, convention, sorted(values))
+        _log.info(
+            "label convention of %s: %s (%s); found are %s; 'label_convention' sets another",
+            self.name,
+            convention,
+            _MEANING[convention],
+            sorted(values),
+        )
         return convention
 
     def __len__(self) -> int:

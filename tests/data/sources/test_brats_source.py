@@ -9,6 +9,8 @@ from medseg.errors import LabelError
 Write = Callable[..., Path]
 OLD = ("BraTS20_Training_{}_", "flair")
 NEW = ("BraTS-GLI-00{}-000-", "t2f")
+NEW_T2 = ("BraTS-GLI-00{}-000-", "t2w")
+BIDS = ("sub-{}_", "T2w")
 
 
 def _make(
@@ -31,6 +33,9 @@ def _make(
         (NEW, [(1, 2), (1, 2, 3)], "123", [0, 1, 2, 4]),
         (NEW, [(1, 2, 4), (1, 2, 3, 4)], "123rc", [0, 1, 2, 4]),
         (OLD, [(1, 2), (2,)], "124", [0, 2]),
+        (NEW_T2, [(1, 2), (1, 2, 3)], "123", [0, 1, 2, 4]),
+        # T2w is the word of BIDS for any T2, and says nothing of the year.
+        (BIDS, [(1, 2), (1, 2, 3, 4)], "1234", [0, 1, 2, 3, 4]),
     ],
 )
 def test_convention_of_the_whole_set(
@@ -49,16 +54,23 @@ def test_convention_of_the_whole_set(
     assert label.data.unique().tolist() == harmonised
 
 
-def test_resection_cavity_becomes_background(
-    tmp_path: Path, write_image: Write, write_mask: Write
+def test_resection_cavity_becomes_background_and_that_is_told(
+    tmp_path: Path,
+    write_image: Write,
+    write_mask: Write,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     source = _make(tmp_path, NEW, [(1, 4), (1, 3)], write_image, write_mask)
-    label = source[0].label
+    with caplog.at_level("INFO"):
+        label = source[0].label
     assert label is not None
     assert label.data.unique().tolist() == [0, 1]
+    assert "4 resection cavity, which becomes background" in caplog.text
 
 
-@pytest.mark.parametrize(("style", "labels"), [(OLD, (1, 2, 3)), (NEW, (1, 2, 4))])
+@pytest.mark.parametrize(
+    ("style", "labels"), [(OLD, (1, 2, 3)), (BIDS, (1, 2, 3)), (NEW, (1, 2, 4))]
+)
 def test_ambiguous_set_is_refused_with_a_way_out(
     tmp_path: Path,
     write_image: Write,
