@@ -24,6 +24,11 @@ _log = logging.getLogger(__name__)
 
 #: What the labels of a file become; a label without an entry is refused.
 Relabel = Mapping[int, int]
+#: A mask is near its maximum in most of its inside: edges that resampling made soft are 10 % of a
+#: brain at 1 mm and 43 % at 6 mm. An image or a parcellation lies lower nearly everywhere.
+_NEAR_MAXIMUM, _MOST_BELOW = 0.9, 0.5
+#: Of the maximum; less than this is what resampling leaves of 0.
+_NOTHING = 1e-4
 
 
 def find_cases(
@@ -123,10 +128,21 @@ def read_brain(path: Path) -> LabelMap:
     Raises
     ------
     ScanFileError, ScanError, GeometryError
-        The file cannot be used, or no voxel or every voxel is inside.
+        The file cannot be used, no voxel or every voxel is inside, or it is no mask but an image or
+        a parcellation.
     """
     mask = read_scan(path)
-    return LabelMap((mask.data > 0.5 * float(mask.data.max())).to(torch.uint8), mask.grid)
+    most = float(mask.data.max())
+    inside = mask.data[mask.data > _NOTHING * most]
+    below = float((inside < _NEAR_MAXIMUM * most).float().mean()) if most > 0 else 0.0
+    if below > _MOST_BELOW:
+        raise ScanError(
+            f"{path}: a brain mask must hold one value inside the brain, but {100 * below:.0f} % "
+            f"of what is not 0 lies below {_NEAR_MAXIMUM} of its maximum, {most:g}: this is an "
+            "image or a parcellation.",
+            hint="Binarise it (1 in the brain, 0 outside), or take it out of the folder.",
+        )
+    return LabelMap((mask.data > 0.5 * most).to(torch.uint8), mask.grid)
 
 
 def harmonise(
