@@ -32,6 +32,9 @@ _WORDS = {**ms.WORDS, **brats.WORDS}
 def find_cases(path: Path, *, channels: Sequence[str], check: Check | None = None) -> list[Item]:
     """Return identifier and loader of every case at ``path``.
 
+    Of a case, the scans of the model's channels and the brain mask are read: one that the model
+    does not use may be damaged, or lie on another grid.
+
     Parameters
     ----------
     path : Path
@@ -58,7 +61,11 @@ def find_cases(path: Path, *, channels: Sequence[str], check: Check | None = Non
         # Reference masks are no input: one that is odd must not cost the prediction.
         useful = [file for file, role in roles.items() if role not in (None, LABEL)]
         if any(roles[file] != BRAIN for file in useful):
-            items.append((identifier, partial(_load, identifier, useful, check)))
+            used = [file for file in useful if roles[file] in {*channels, BRAIN}]
+            # Without any channel, the error that is raised later tells what else there is.
+            has_channel = any(roles[file] != BRAIN for file in used)
+            read = used if has_channel else useful
+            items.append((identifier, partial(_load, identifier, read, check)))
     if not items:
         raise DataError(
             f"{path} must hold NIfTI scans named after their modality, one folder a case, but no "

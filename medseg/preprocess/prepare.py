@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 import torch
@@ -119,7 +119,8 @@ def prepare(
 ) -> PreparedCase:
     """Return a case reoriented, resampled, cropped to the brain and normalised.
 
-    Each scan is interpolated at most once, straight from its own voxels to the final grid.
+    Each scan is interpolated at most once, straight from its own voxels to the final grid. Scans
+    that are not asked for change nothing, neither the brain that is found.
 
     Parameters
     ----------
@@ -136,6 +137,7 @@ def prepare(
         A modality is missing, no brain is found, or a scan is constant inside it.
     """
     _check_channels(case, channels, allow_missing=allow_missing)
+    case = replace(case, scans={name: case.scans[name] for name in case.scans if name in channels})
     mask = brain_mask(case)
     grid = _target_grid(mask, settings)
     # Above one half rather than from one half on: a voxel half outside is outside, as for labels.

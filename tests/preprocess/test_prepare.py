@@ -143,6 +143,20 @@ def test_without_a_mask_the_brain_is_found() -> None:
     assert torch.equal(with_mask.brain, without.brain)
 
 
+@pytest.mark.parametrize("brain", [True, False])
+def test_a_scan_that_is_not_asked_for_changes_nothing(brain) -> None:
+    case = make_case(brain=brain)
+    noise = torch.from_numpy(np.random.default_rng(1).normal(9, 1, case.grid.shape)).float()
+    noise[:2] = 0  # fills more than the brain, as an unstripped head does
+    noise[:, :, :8] = noise[:, :, -8:] = noise[:, :8] = noise[:, -8:] = noise[-2:] = 0
+    head = Scan(noise, case.grid)
+    more = Case("c1", "s1", {"t2": head, **case.scans}, label=case.label, brain=case.brain)
+    plain, other = (prepare(one, channels=["flair"], settings=NATIVE) for one in (case, more))
+    assert torch.equal(plain.image, other.image)
+    assert torch.equal(plain.brain, other.brain)
+    assert plain.grid.matches(other.grid, tolerance_mm=0)
+
+
 def test_a_missing_modality_is_refused_by_name_or_left_empty() -> None:
     case = make_case()
     with pytest.raises(ScanError, match=r"'c1'.*\['t1c'\] is missing.*\['flair', 't1'\]"):
