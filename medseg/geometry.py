@@ -32,6 +32,10 @@ class Grid:
         Voxels along each axis, all at least 1.
     affine : ndarray, shape (4, 4), float64
         Maps homogeneous voxel positions to world positions in mm (RAS+). May be oblique or sheared.
+    is_guessed : bool
+        The file held no affine; this one is a guess, and a file on this grid is to hold none
+        either. Of grids that are made of this one (cropped, reoriented) it is not said: what lies
+        on them would move, were it guessed again.
 
     Raises
     ------
@@ -52,6 +56,7 @@ class Grid:
 
     shape: tuple[int, int, int]
     affine: Affine
+    is_guessed: bool = False
 
     def __post_init__(self) -> None:
         shape = tuple(int(length) for length in self.shape)

@@ -16,10 +16,12 @@ import logging
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import TextIO
 
 import typer
 
@@ -74,7 +76,9 @@ def run(app: typer.Typer, argv: Sequence[str]) -> int:
     first = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGTERM, _terminate) if first else None
     try:
-        return _run(app, argv)
+        with warnings.catch_warnings():
+            warnings.showwarning = _log_warning
+            return _run(app, argv)
     finally:
         if first:
             signal.signal(signal.SIGTERM, before)
@@ -110,6 +114,20 @@ def _run(app: typer.Typer, argv: Sequence[str]) -> int:
         )
         return 1
     return result if isinstance(result, int) else 0
+
+
+def _log_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Python's warnings, that of an affine that is guessed among them, belong in the log file."""
+    del file, line
+    log.warning("%s: %s", category.__name__, message)
+    log.debug("warned at %s:%d", filename, lineno)
 
 
 def _log_to_stderr() -> None:

@@ -136,6 +136,8 @@ def write_prediction(
             "case": prediction.identifier,
             "subject": prediction.subject,
             "samples": prediction.samples,
+            # The scan's file held no affine: left and right may be the wrong way round.
+            "affine_is_guessed": prediction.grid.is_guessed,
             **describe_decision(decision),
             "label_map": {
                 "values": {name: i + 1 for i, name in enumerate(prediction.regions)},

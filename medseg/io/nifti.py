@@ -5,7 +5,8 @@ the qform if its code is; with neither, the position that nibabel assumes is tak
 says so. Where both are set and place a corner more than 0.1 mm apart, an :class:`AffineWarning`
 gives the distance.
 
-**Writing.** Both are set to the same affine with code 2 (aligned). A qform is a rotation times
+**Writing.** Both are set to the same affine with code 2 (aligned), or 0 (unknown) where the affine
+was guessed on reading, so that no viewer takes it for known. A qform is a rotation times
 voxel sizes: it cannot hold a shear, nor, in single precision, every rotation by nearly 180 degrees.
 There the sform alone is valid, and the qform holds the nearest rotation with code 0.
 
@@ -49,7 +50,7 @@ from medseg.scan import LabelMap, Scan
 
 AFFINE_TOLERANCE_MM = 0.1
 _QFORM_TOLERANCE_MM = 0.01
-_ALIGNED = 2
+_UNKNOWN, _ALIGNED = 0, 2
 _HEADER_BYTES = 540
 _COMPRESSION_LEVEL = 1
 _Header = nib.Nifti1Header  # NIfTI-2's header is a subclass
@@ -253,9 +254,9 @@ def _choose_affine(header: _Header, shape: tuple[int, int, int], path: str | Pat
     warnings.warn(
         f"{path}: neither sform nor qform is set, so position and left-right are guessed.",
         AffineWarning,
-        stacklevel=5,
+        stacklevel=1,  # here: Python tells it once a file, whoever reads it
     )
-    return Grid(shape, header.get_base_affine())
+    return Grid(shape, header.get_base_affine(), is_guessed=True)
 
 
 def _qform(header: _Header) -> Affine | None:
@@ -281,7 +282,7 @@ def _compare(grid: Grid, qform: Affine | None, path: str | Path) -> None:
         f"{path}: sform and qform should agree within {AFFINE_TOLERANCE_MM} mm, but {finding}; "
         "the sform is used.",
         AffineWarning,
-        stacklevel=6,
+        stacklevel=1,
     )
 
 
@@ -352,8 +353,9 @@ def _write(path: str | Path, array: NDArray[np.number], grid: Grid) -> None:
     header = nib.Nifti1Header()
     header.set_data_dtype(array.dtype)
     header.set_data_shape(array.shape)
-    header.set_sform(grid.affine, _ALIGNED)
-    header.set_qform(grid.affine, _ALIGNED, strip_shears=True)
+    code = _UNKNOWN if grid.is_guessed else _ALIGNED
+    header.set_sform(grid.affine, code)
+    header.set_qform(grid.affine, code, strip_shears=True)
     qform = _qform(header)
     if qform is None or not Grid(grid.shape, qform).matches(grid, tolerance_mm=_QFORM_TOLERANCE_MM):
         header["qform_code"] = 0

@@ -53,6 +53,26 @@ def scan(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.parametrize("is_guessed", [False, True])
+def test_a_guessed_affine_is_told_and_passed_on_as_a_guess(
+    is_guessed: bool, scan: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if is_guessed:
+        image = nib.nifti1.load(scan)
+        image.header.set_sform(None, 0)
+        image.header.set_qform(None, 0)
+        bare = nib.Nifti1Image(image.dataobj, None, image.header)
+        scan.write_bytes(gzip.compress(bare.to_bytes()))
+    out = tmp_path / "out"
+    assert run("predict", model, scan, out, "--device", "cpu") == 0
+    said = "flair.nii.gz: neither sform nor qform is set"
+    assert (out / "medseg.log").read_text().count(said) == is_guessed
+    assert (said in capsys.readouterr().err) == is_guessed
+    assert json.loads((out / "flair" / "flair.json").read_text())["affine_is_guessed"] == is_guessed
+    header = nib.nifti1.load(out / "flair" / "flair_mask.nii.gz").header
+    assert int(header["sform_code"]) == int(header["qform_code"]) == (0 if is_guessed else 2)
+
+
 @pytest.mark.parametrize(
     "options",
     [

@@ -184,6 +184,27 @@ def test_a_file_without_any_affine_warns_and_lies_where_nibabel_puts_it(tmp_path
     assert np.allclose(grid.affine, nib.nifti1.load(tmp_path / "a.nii").affine)
 
 
+def test_what_was_guessed_is_not_written_as_known(tmp_path) -> None:
+    image = nib.Nifti1Image(_data(), None)
+    image.header.set_zooms((0.9, 1.1, 3))
+    image.header.set_sform(None, 0)
+    image.header.set_qform(None, 0)
+    (tmp_path / "a.nii").write_bytes(image.to_bytes())
+    with pytest.warns(AffineWarning, match="guessed"):
+        scan = read_scan(tmp_path / "a.nii")
+    assert scan.grid.is_guessed
+    write_scan(tmp_path / "b.nii", scan)
+    header = nib.nifti1.load(tmp_path / "b.nii").header
+    assert int(header["sform_code"]) == int(header["qform_code"]) == 0
+    with pytest.warns(AffineWarning, match="guessed"):
+        back = read_grid(tmp_path / "b.nii")
+    assert back.matches(scan.grid, tolerance_mm=1e-4)
+    # What is made of it stays where it was put.
+    inner = scan.grid.crop((1, 1, 1), (3, 4, 5)).reoriented("RAS")
+    write_scan(tmp_path / "c.nii", Scan(torch.from_numpy(_data(inner.shape)), inner))
+    assert np.allclose(read_grid(tmp_path / "c.nii").affine, inner.affine, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("label", "kind"), [(1, "uint8"), (255, "uint8"), (530, "int16"), (70000, "int32")]
 )
