@@ -14,7 +14,6 @@ from medseg.data.sources.layout import (
     assign_roles,
     case_folders,
     role_of,
-    subject_of,
 )
 from medseg.data.sources.reading import read_case
 from medseg.errors import DataError
@@ -56,8 +55,8 @@ def find_cases(path: Path, *, channels: Sequence[str], check: Check | None = Non
     if not path.is_dir():
         raise DataError(f"An input must exist, but {path} does not.", hint="Check the path.")
     items: list[Item] = []
-    for identifier, files in case_folders(path).items():
-        roles = {file: role_of(file, _WORDS) for file in files}
+    for identifier, folder in case_folders(path).items():
+        roles = {file: role_of(file, _WORDS) for file in folder.paths}
         # Reference masks are no input: one that is odd must not cost the prediction.
         useful = [file for file, role in roles.items() if role not in (None, LABEL)]
         if any(roles[file] != BRAIN for file in useful):
@@ -65,7 +64,7 @@ def find_cases(path: Path, *, channels: Sequence[str], check: Check | None = Non
             # Without any channel, the error that is raised later tells what else there is.
             has_channel = any(roles[file] != BRAIN for file in used)
             read = used if has_channel else useful
-            items.append((identifier, partial(_load, identifier, read, check)))
+            items.append((identifier, partial(_load, identifier, folder.subject, read, check)))
     if not items:
         raise DataError(
             f"{path} must hold NIfTI scans named after their modality, one folder a case, but no "
@@ -75,12 +74,12 @@ def find_cases(path: Path, *, channels: Sequence[str], check: Check | None = Non
     return items
 
 
-def _load(identifier: str, files: Sequence[Path], check: Check | None) -> Case:
+def _load(identifier: str, subject: str, files: Sequence[Path], check: Check | None) -> Case:
     if check is not None:
         check([read_grid(file) for file in files])
     roles = assign_roles(identifier, files, _WORDS)
     brain = roles.pop(BRAIN, None)
-    found = CaseFiles(identifier, subject_of(identifier), roles, brain=brain)
+    found = CaseFiles(identifier, subject, roles, brain=brain)
     return read_case(found, relabel=None, allow_empty=True)
 
 

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 import typer
 
@@ -36,6 +36,9 @@ from medseg.errors import (
     ScanError,
     ScanFileError,
 )
+
+if TYPE_CHECKING:
+    from medseg.data.source import CaseSource
 
 log = logging.getLogger("medseg")
 
@@ -173,3 +176,20 @@ def begin(out: Path | None = None) -> None:
         keep.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         keep.setLevel(logging.DEBUG)
         log.addHandler(keep)
+
+
+def tell_people(title: str, source: "CaseSource") -> None:
+    """Tell how many cases of how many people there are, and where that may be wrong."""
+    from medseg.data.sources.layout import doubtful_visits
+
+    cases, people = len(source), len(set(source.subjects))
+    log.info("%s: %d cases of %d people (%s)", title, cases, people, source.name)
+    doubtful = doubtful_visits(source.subjects)
+    if doubtful:
+        log.warning(
+            "%d cases of %d people; if %s and %s are visits of one person, say what names the "
+            "person, for example target.settings.subject_pattern='^(.+?)([_-]\\d+)?$'",
+            cases,
+            people,
+            *doubtful,
+        )

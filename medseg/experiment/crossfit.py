@@ -13,6 +13,7 @@ from pathlib import Path
 from medseg.calibration.record import Calibration
 from medseg.calibration.settings import CalibrationSettings
 from medseg.data.source import SubsetSource
+from medseg.data.sources.layout import subject_of
 from medseg.data.splits import subject_folds
 from medseg.errors import DataError
 from medseg.experiment.plan import Cohort, ExperimentPlan
@@ -179,7 +180,8 @@ def held_out_cases(model: Model, cohort: Cohort, *, other_people: bool = False) 
 
 
 def _refuse_seen(seen: Collection[str], subjects: Sequence[str], other_people: bool) -> None:
-    known = sorted(set(seen) & set(subjects))
+    # Models made when fewer words were known of visits have some of these in their subjects' names.
+    known = sorted({*seen, *map(subject_of, seen)} & set(subjects))
     if known and not other_people:
         raise DataError(
             "A model is calibrated on people that its training has not seen, but it, its source or "

@@ -19,6 +19,7 @@ from medseg.data.sources.layout import (
     BRAIN,
     LABEL,
     CaseFiles,
+    CaseFolder,
     assign_roles,
     case_folders,
     is_nifti,
@@ -78,8 +79,8 @@ def items_of_folder(root: Path, *, predictions: Path | None = None) -> list[Scan
         No folder holds a scan.
     """
     items = [
-        _folder_item(root, identifier, paths, predictions)
-        for identifier, paths in case_folders(root).items()
+        _folder_item(root, identifier, folder, predictions)
+        for identifier, folder in case_folders(root).items()
     ]
     found = [item for item in items if item is not None]
     if not found:
@@ -92,17 +93,17 @@ def items_of_folder(root: Path, *, predictions: Path | None = None) -> list[Scan
 
 
 def _folder_item(
-    root: Path, identifier: str, paths: Sequence[Path], predictions: Path | None
+    root: Path, identifier: str, folder: CaseFolder, predictions: Path | None
 ) -> ScanItem | None:
-    mask = None
+    paths, mask = folder.paths, None
     if predictions is not None:
         mask = predictions / identifier / f"{identifier}{_MASK}"
     read = [*paths, mask] if mask is not None and mask.is_file() else list(paths)
     parts = paths[0].relative_to(root).parts
     item = ScanItem(
         identifier=identifier,
-        subject=subject_of(identifier),
-        load=partial(_load_files, identifier, paths, mask),
+        subject=folder.subject,
+        load=partial(_load_files, identifier, folder, mask),
         fingerprint=fingerprint(read),
         groups={"site": parts[0]} if len(parts) > 2 else {},
     )
@@ -116,14 +117,14 @@ def _folder_item(
     return item
 
 
-def _load_files(identifier: str, paths: Sequence[Path], mask: Path | None) -> Case:
-    roles = assign_roles(identifier, paths, _WORDS)
+def _load_files(identifier: str, folder: CaseFolder, mask: Path | None) -> Case:
+    roles = assign_roles(identifier, folder.paths, _WORDS)
     label, brain = roles.pop(LABEL, None), roles.pop(BRAIN, None)
     if not roles:
         raise DataError(f"Case {identifier!r} must have a scan, but has a mask only.")
     if mask is not None:
         label = mask if mask.is_file() else None
-    files = CaseFiles(identifier, subject_of(identifier), roles, label=label, brain=brain)
+    files = CaseFiles(identifier, folder.subject, roles, label=label, brain=brain)
     return read_case(files, relabel=None, allow_empty=True)
 
 

@@ -111,7 +111,23 @@ def test_a_folder_is_trained_on_like_the_source(
     prior = tmp_path / "prior"
     assert made.training["source"] == fingerprint(load_source_model(source, prior=prior))
     assert made.training["source"] != fingerprint(load_source_model(source))
-    assert "2 cases (brats)" in (out / "medseg.log").read_text()
+    assert "2 cases of 2 people (brats)" in (out / "medseg.log").read_text()
+
+
+def test_numbers_that_may_be_visits_are_told(
+    tmp_path: Path, source: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("P14_1", "P14_2", "P15_1"):
+        write_case(tmp_path / "in" / name)
+    argv = ("finetune", tmp_path / "in", "--source", source, "--method", "pr", *FAST)
+    assert run(*argv, "--out", tmp_path / "a") == 0
+    said = "3 cases of 3 people; if P14_1 and P14_2 are visits of one person"
+    assert capsys.readouterr().err.count(said) == 1
+    # What is advised there ends it.
+    advice = (tmp_path / "a" / "medseg.log").read_text().split("for example ")[1].splitlines()[0]
+    assert run(*argv, advice.replace("'", ""), "--out", tmp_path / "b") == 0
+    assert "visits of one person" not in capsys.readouterr().err
+    assert load_model(tmp_path / "b").spec.training["subjects"] == ["P14", "P15"]
 
 
 @pytest.mark.parametrize(

@@ -120,4 +120,9 @@ def test_a_model_names_who_it_rehearsed(plan: ExperimentPlan, tmp_path: Path) ->
         with pytest.raises(DataError, match="has not seen"):
             held_out_cases(model, cohort)
     others = PhantomSettings(disease="tumour", n_subjects=4, spacing_mm=8.0, seed=5)
-    assert len(held_out_cases(model, replace(scans, source=PhantomSource(others)))) == 4
+    cohort = replace(scans, source=PhantomSource(others))
+    assert len(held_out_cases(model, cohort)) == 4
+    # Recorded when sessions without a number were no visits.
+    model.spec.training["subjects"] = [f"{cohort.source.subjects[0]}_ses-preop"]
+    with pytest.raises(DataError, match="has not seen"):
+        held_out_cases(model, cohort)

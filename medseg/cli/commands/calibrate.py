@@ -59,7 +59,7 @@ def calibrate(
     from medseg.calibration.conformal import check_coverage
     from medseg.calibration.record import NAME
     from medseg.calibration.settings import CalibrationSettings
-    from medseg.cli.session import begin, log
+    from medseg.cli.session import begin, log, tell_people
     from medseg.config.folder import plan_for
     from medseg.experiment.crossfit import calibrate_on
     from medseg.inference.model import load_model
@@ -71,7 +71,7 @@ def calibrate(
     command = f"medseg calibrate {model} {data}"
     plan = plan_for(data, overrides or (), kind=kind, source=loaded.spec, command=command)
     begin(model)
-    log.info("calibrating on %d cases (%s)", len(plan.target.source), plan.target.source.name)
+    tell_people("calibrating", plan.target.source)
     fitted = calibrate_on(
         loaded,
         plan.target,

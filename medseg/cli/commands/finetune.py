@@ -129,7 +129,7 @@ def finetune(
     from functools import partial
 
     from medseg.calibration.settings import CalibrationSettings
-    from medseg.cli.session import begin, log
+    from medseg.cli.session import begin, log, tell_people
     from medseg.config.build import load_arm
     from medseg.config.folder import plan_for
     from medseg.config.scans import with_scans
@@ -160,7 +160,7 @@ def finetune(
     _check_channels(plan, spec)
     begin(out)
     log.info("method %s", arm.label)
-    log.info("%s: %d cases (%s)", plan.title, len(plan.target.source), plan.target.source.name)
+    tell_people(plan.title, plan.target.source)
     loaded = source_from(*models, prior=prior, kernels=kernels) if models else None
     train = finetune_target
     if calibrate:

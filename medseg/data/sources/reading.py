@@ -51,13 +51,17 @@ def find_cases(
         No folder holds an image, or two files of a case claim one role.
     """
     cases = []
-    for identifier, paths in case_folders(root).items():
-        roles = assign_roles(identifier, paths, words)
+    for identifier, folder in case_folders(root).items():
+        roles = assign_roles(identifier, folder.paths, words)
         images = {role: path for role, path in roles.items() if role not in {LABEL, BRAIN}}
         if not images:
-            _log.warning("no image among %s: folder left out", [path.name for path in paths][:5])
+            _log.warning("no image among %s: folder left out", [p.name for p in folder.paths][:5])
             continue
-        subject = subject_of(identifier, subject_pattern)
+        subject = (
+            subject_of(identifier, subject_pattern)
+            if subject_pattern is not None
+            else folder.subject
+        )
         cases.append(
             CaseFiles(identifier, subject, images, label=roles.get(LABEL), brain=roles.get(BRAIN))
         )
