@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
 
 from medseg.errors import ScanFileError
@@ -13,7 +15,7 @@ from medseg.io.atomic import file_sha256, write_json
 
 log = logging.getLogger(__name__)
 
-LEDGER_FOLDER = "ledger"
+LEDGER_FOLDER, STALE_FOLDER = "ledger", "stale"
 
 
 @dataclass(frozen=True)
@@ -23,23 +25,26 @@ class Work:
     Parameters
     ----------
     input_sha256, model_sha256, settings_sha256 : str
+    results : int
+        The version of what makes results of these; 0 in entries that are older than it.
     """
 
     input_sha256: str
     model_sha256: str
     settings_sha256: str
+    results: int = 0
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One finished scan.
+    """One scan that is finished, or that is being written.
 
     Parameters
     ----------
     case : str
     work : Work
     outputs : mapping of str to str
-        Files relative to the output folder, and their SHA-256.
+        Files relative to the output folder, and their SHA-256; "" while they are being written.
     rows : sequence of mapping
         Its lines of the table over cases, so that the table is whole after a resumed run.
     """
@@ -48,6 +53,11 @@ class Entry:
     work: Work
     outputs: Mapping[str, str]
     rows: Sequence[Mapping[str, object]]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all files were written."""
+        return all(self.outputs.values())
 
 
 class Ledger:
@@ -66,6 +76,25 @@ class Ledger:
         """Return the file of a case's entry."""
         return self._out / LEDGER_FOLDER / f"{case}.json"
 
+    def begin(self, case: str, *, work: Work, outputs: Iterable[Path]) -> None:
+        """Note a scan whose files are about to be written over those of its entry, if it has one.
+
+        What is there and was changed since it was recorded is somebody's work, and set aside.
+
+        Parameters
+        ----------
+        case : str
+        work : Work
+        outputs : iterable of Path
+            All files that may be written.
+        """
+        entry = self.read(case)
+        known = {} if entry is None else entry.outputs
+        names = dict.fromkeys([*known, *(self._name(path) for path in outputs)], "")
+        written = {name for name, digest in known.items() if digest in ("", self._digest(name))}
+        self.set_aside(case, names.keys() - written)
+        write_json(self.path(case), asdict(Entry(case, work, names, [])))
+
     def record(
         self,
         case: str,
@@ -75,7 +104,7 @@ class Ledger:
         rows: Sequence[Mapping[str, object]],
     ) -> None:
         """Note a finished scan; its files are hashed, so write them first."""
-        hashes = {path.relative_to(self._out).as_posix(): file_sha256(path) for path in outputs}
+        hashes = {self._name(path): file_sha256(path) for path in outputs}
         write_json(self.path(case), asdict(Entry(case, work, hashes, list(rows))))
 
     def finished(self, case: str, *, work: Work) -> Entry | None:
@@ -93,20 +122,46 @@ class Ledger:
             None when there is no readable entry, when input, model or settings differ, or when a
             file is gone or has other bytes.
         """
-        entry = self._read(case)
+        entry = self.read(case)
         if entry is None or entry.work != work:
             return None
         for name, digest in entry.outputs.items():
-            if _digest(self._out / name) != digest:
+            if self._digest(name) != digest:
                 log.info("%s is done again: %s is gone or was changed", case, name)
                 return None
         return entry
 
-    def forget(self, case: str) -> None:
-        """Drop the entry of a scan that is about to be done again."""
+    def set_aside(self, case: str, names: Iterable[str]) -> None:
+        """Move files to a new folder in ``stale/<case>/``, where nothing looks for results.
+
+        Parameters
+        ----------
+        case : str
+        names : iterable of str
+            Files relative to the output folder; those that are not there are passed over.
+        """
+        there = [path for name in names if (path := self._out / name).is_file()]
+        if not there:
+            return
+        folder = self._out / STALE_FOLDER / case
+        place = next(new for n in count(1) if not (new := folder / str(n)).exists())
+        place.mkdir(parents=True)
+        for path in there:
+            path.replace(place / path.name)
+        # Not empty: somebody's own files lie there, too.
+        with suppress(OSError):
+            (self._out / case).rmdir()
+        log.warning("%s: %d earlier files were moved to %s", case, len(there), place)
+
+    def withdraw(self, case: str) -> None:
+        """Set the files of a case's entry aside and drop the entry."""
+        entry = self.read(case)
+        if entry is not None:
+            self.set_aside(case, entry.outputs)
         self.path(case).unlink(missing_ok=True)
 
-    def _read(self, case: str) -> Entry | None:
+    def read(self, case: str) -> Entry | None:
+        """Return the entry of a case, finished or not; None when there is no readable one."""
         try:
             values = json.loads(self.path(case).read_text(encoding="utf-8"))
             return Entry(
@@ -122,9 +177,11 @@ class Ledger:
             log.warning("the ledger entry %s is unusable: %s", self.path(case), error)
             return None
 
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self._out).as_posix()
 
-def _digest(path: Path) -> str | None:
-    try:
-        return file_sha256(path)
-    except ScanFileError:
-        return None
+    def _digest(self, name: str) -> str | None:
+        try:
+            return file_sha256(self._out / name)
+        except ScanFileError:
+            return None

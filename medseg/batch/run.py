@@ -5,18 +5,20 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from medseg.batch.ledger import Ledger, Work
 from medseg.batch.pipeline import PREDICT, WAIT_READ, WAIT_WRITE, Seconds, no_seconds, overlap
+from medseg.batch.place import planned_files
 from medseg.errors import ConfigError, DataError, MedsegError, ScanError
 from medseg.inference.decide import decide
 from medseg.inference.model import Model
 from medseg.inference.outputs import case_folder, cohort_rows, write_prediction
 from medseg.inference.predict import Observation, observe, prepare_for
 from medseg.inference.provenance import (
+    RESULTS,
     case_sha256,
     settings_sha256,
     settings_to_json,
@@ -144,18 +146,19 @@ class _Run:
         """Return the scan as the network wants it, or its end: done before, or failed."""
         identifier, load = item
         stage: Stage = "name"
+        work = None
         try:
             _check_identifier(self.out, identifier, self.seen)
             stage = "load"
             case = _load(identifier, load)
-            work = Work(case_sha256(case), self.model_sha256, self.settings_sha256)
+            work = Work(case_sha256(case), self.model_sha256, self.settings_sha256, RESULTS)
             entry = self.ledger.finished(identifier, work=work) if self.resume else None
             if entry is not None:
                 return _Finished(identifier, "skipped", entry.rows)
             stage = "prepare"
             return _Ready(work, prepare_for(self.model, case))
         except Exception as error:
-            return _failure(identifier, stage, error)
+            return self.fail(identifier, stage, error, work)
 
     def predict(self, ready: _Ready | _End) -> _Predicted | _End:
         """Return what the network says of a scan."""
@@ -163,13 +166,11 @@ class _Run:
             return ready
         identifier = ready.prepared.identifier
         try:
-            # Not when it is read: what is read ahead may be dropped, and its old files stay good.
-            self.ledger.forget(identifier)
             return _Predicted(
                 ready.work, observe(self.model, ready.prepared, settings=self.settings)
             )
         except Exception as error:
-            return _failure(identifier, "predict", error)
+            return self.fail(identifier, "predict", error, ready.work)
 
     def write(self, predicted: _Predicted | _End) -> _End:
         """Decide masks and lesions, write a scan's files, and only then its ledger entry."""
@@ -186,6 +187,8 @@ class _Run:
                 self.has_warned = True
                 log.warning("%s (from %s on)", withdrawn(decision), identifier)
             stage = "write"
+            planned = planned_files(self.out, identifier, prediction.regions)
+            self.ledger.begin(identifier, work=work, outputs=planned)
             paths = write_prediction(
                 prediction, self.out, provenance=_provenance(self, work), decision=decision
             )
@@ -195,7 +198,30 @@ class _Run:
             self.ledger.record(identifier, work=work, outputs=outputs, rows=rows)
             return _Finished(identifier, "done", rows)
         except Exception as error:
-            return _failure(identifier, stage, error)
+            return self.fail(identifier, stage, error, work)
+
+    def fail(self, identifier: str, stage: Stage, error: Exception, work: Work | None) -> Failure:
+        """Return the failure, and move away what would pass for this model's result of the scan."""
+        if stage != "name":
+            try:
+                self._withdraw(identifier, work)
+            except Exception as second:
+                log.warning("the earlier files of %s could not be moved: %s", identifier, second)
+        return _failure(identifier, stage, error)
+
+    def _withdraw(self, identifier: str, work: Work | None) -> None:
+        entry = self.ledger.read(identifier)
+        if entry is None:
+            return
+        # A scan that could not be read is taken for the one it was.
+        wanted = work or replace(
+            entry.work,
+            model_sha256=self.model_sha256,
+            settings_sha256=self.settings_sha256,
+            results=RESULTS,
+        )
+        if entry.work != wanted or not entry.is_whole:
+            self.ledger.withdraw(identifier)
 
 
 def run_batch(
@@ -216,10 +242,13 @@ def run_batch(
         A loader reads one case and may raise. It runs in a thread of its own, one loader at a time.
     model : Model
     out : Path
-        Gets a folder per case, ``cohort.tsv``, ``failures.tsv`` and ``ledger/``.
+        Gets a folder per case, ``cohort.tsv``, ``failures.tsv``, ``ledger/`` and, where there is
+        need, ``stale/``.
     settings : PredictSettings, optional
     resume : bool
-        Skip a scan whose input, model, settings and files are all as its ledger entry says.
+        Skip a scan whose input, model, settings and files are all as its ledger entry says. Files
+        that somebody changed since, and those of a scan that fails now and has others' (of another
+        input, model or settings), are moved to ``stale/<case>/``.
     on_finished : callable, optional
         Called with identifier and "done", "skipped" or "failed", for a progress bar; in the calling
         thread and the order of the cases. A written case is told of when the next was predicted.
@@ -343,6 +372,7 @@ def _provenance(run: _Run, work: Work) -> dict[str, object]:
         "input_sha256": work.input_sha256,
         "model_sha256": work.model_sha256,
         "settings_sha256": work.settings_sha256,
+        "results": work.results,
         "settings": settings_to_json(run.settings),
         "method": run.model.spec.method,
         "versions": versions(),

@@ -17,6 +17,9 @@ from medseg import __version__
 from medseg.inference.settings import PredictSettings
 from medseg.scan import Case
 
+#: Raised when the same scan, model and settings come to other files: none is then done before.
+RESULTS = 1
+
 
 def case_sha256(case: Case) -> str:
     """Return a SHA-256 of what a prediction depends on: scans and brain mask, voxels and affines.

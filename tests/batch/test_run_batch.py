@@ -193,6 +193,69 @@ def test_damaged_results_are_done_again(predict: Predict, tmp_path: Path, harm: 
     assert nib.load(mask).shape == GRID.shape
 
 
+@pytest.mark.parametrize("stage", ["load", "predict", "write"])
+def test_after_a_failure_no_earlier_models_files_pass_for_this_ones(
+    predict: Predict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    predict(tmp_path, items("a", "b"))
+    before = {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()}
+    real = batch_run.write_prediction
+
+    def torn(prediction, *others, **more):
+        if stage == "write" and prediction.identifier == "a":
+            raise OSError("disk full")
+        return real(prediction, *others, **more)
+
+    def look(net, prepared, **more):
+        if stage == "predict" and prepared.identifier == "a":
+            raise MemoryError
+        return real_look(net, prepared, **more)
+
+    real_look = batch_run.observe
+    monkeypatch.setattr(batch_run, "write_prediction", torn)
+    monkeypatch.setattr(batch_run, "observe", look)
+    cases = [("a", broken), *items("b")] if stage == "load" else items("a", "b")
+    summary = predict(tmp_path, cases, net=model(0.6))
+    assert [(f.scan, f.stage) for f in summary.failures] == [("a", stage)]
+    assert summary.done == ["b"]
+    assert not (tmp_path / "a").exists()
+    assert not (tmp_path / "ledger" / "a.json").exists()
+    kept = {path.name: path.read_bytes() for path in (tmp_path / "stale" / "a" / "1").iterdir()}
+    assert kept == before
+
+
+def test_a_scan_that_cannot_be_read_keeps_the_files_of_this_model(
+    predict: Predict, tmp_path: Path
+) -> None:
+    predict(tmp_path, items("a"))
+    before = stamps(tmp_path)
+    assert len(predict(tmp_path, [("a", broken)]).failures) == 1
+    assert stamps(tmp_path) == before
+    assert predict(tmp_path, items("a")).skipped == ["a"]
+
+
+def test_a_changed_scan_that_fails_keeps_no_files_of_what_it_was(
+    predict: Predict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    predict(tmp_path, items("a"))
+    monkeypatch.setattr(batch_run, "observe", fail)
+    assert len(predict(tmp_path, [("a", lambda: case("a", size=5))]).failures) == 1
+    assert not (tmp_path / "a").exists()
+
+
+def test_what_was_made_of_other_code_is_done_again(
+    predict: Predict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predict(tmp_path, items("a"))
+    written = json.loads((tmp_path / "a" / "a.json").read_text())
+    assert written["provenance"]["results"] == batch_run.RESULTS
+    monkeypatch.setattr(batch_run, "RESULTS", batch_run.RESULTS + 1)
+    assert predict(tmp_path, items("a")).done == ["a"]
+
+
 def test_an_interruption_leaves_whole_files_and_tables_and_can_be_resumed(
     predict: Predict, tmp_path: Path
 ) -> None:
@@ -368,7 +431,7 @@ def test_what_was_read_ahead_and_dropped_keeps_its_old_result(
         predict(tmp_path, items("a", "b"), resume=False)
     monkeypatch.undo()
     summary = predict(tmp_path, items("a", "b"))
-    assert (summary.done, summary.skipped) == (["a"], ["b"])
+    assert (summary.done, summary.skipped) == ([], ["a", "b"])
 
 
 def test_the_parts_of_the_time_are_within_the_whole(
