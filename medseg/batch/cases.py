@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -21,11 +23,32 @@ from medseg.geometry import Grid
 from medseg.io.nifti import read_grid, read_scan
 from medseg.scan import Case
 
-Item = tuple[str, Callable[[], Case]]
 #: Raises where the files of a case, whose grids it gets, must not be read.
 Check = Callable[[Sequence[Grid]], None]
 #: Last words of file names; masks must be known to be left out.
 _WORDS = {**ms.WORDS, **brats.WORDS}
+
+
+@dataclass(frozen=True)
+class Loader:
+    """Reads one case when its turn has come.
+
+    Parameters
+    ----------
+    read : callable
+    source : Path
+        The file, or the folder of the files, without links.
+    """
+
+    read: Callable[[], Case]
+    source: Path
+
+    def __call__(self) -> Case:
+        """Return the case."""
+        return self.read()
+
+
+Item = tuple[str, Loader]
 
 
 def find_cases(path: Path, *, channels: Sequence[str], check: Check | None = None) -> list[Item]:
@@ -64,7 +87,9 @@ def find_cases(path: Path, *, channels: Sequence[str], check: Check | None = Non
             # Without any channel, the error that is raised later tells what else there is.
             has_channel = any(roles[file] != BRAIN for file in used)
             read = used if has_channel else useful
-            items.append((identifier, partial(_load, identifier, folder.subject, read, check)))
+            source = Path(os.path.commonpath([file.resolve().parent for file in folder.paths]))
+            load = partial(_load, identifier, folder.subject, read, check)
+            items.append((identifier, Loader(load, source)))
     if not items:
         raise DataError(
             f"{path} must hold NIfTI scans named after their modality, one folder a case, but no "
@@ -96,4 +121,4 @@ def _single(path: Path, channels: Sequence[str], check: Check | None) -> Item:
             check([read_grid(path)])
         return Case(identifier=name, subject=name, scans={channels[0]: read_scan(path)})
 
-    return name, load
+    return name, Loader(load, path.resolve())

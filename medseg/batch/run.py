@@ -9,9 +9,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from medseg.batch.cases import Loader
 from medseg.batch.ledger import Ledger, Work
 from medseg.batch.pipeline import PREDICT, WAIT_READ, WAIT_WRITE, Seconds, no_seconds, overlap
-from medseg.batch.place import planned_files
+from medseg.batch.place import check_place, planned_files
 from medseg.errors import ConfigError, DataError, MedsegError, ScanError
 from medseg.inference.decide import decide
 from medseg.inference.model import Model
@@ -145,10 +146,13 @@ class _Run:
     def read(self, item: Item) -> _Ready | _End:
         """Return the scan as the network wants it, or its end: done before, or failed."""
         identifier, load = item
+        source = load.source if isinstance(load, Loader) else None
         stage: Stage = "name"
         work = None
         try:
             _check_identifier(self.out, identifier, self.seen)
+            regions = self.model.spec.regions.names
+            check_place(identifier, source, out=self.out, regions=regions, ledger=self.ledger)
             stage = "load"
             case = _load(identifier, load)
             work = Work(case_sha256(case), self.model_sha256, self.settings_sha256, RESULTS)

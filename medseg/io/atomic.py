@@ -13,13 +13,13 @@ import json
 import math
 import os
 import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
-from medseg.errors import MedsegError, ScanFileError
+from medseg.errors import ConfigError, MedsegError, ScanFileError
 
 MISSING = "n/a"
 
@@ -76,24 +76,20 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def refuse_overwrite(path: str | Path, inputs: Iterable[str | Path]) -> None:
-    """Raise when ``path`` is one of ``inputs``, also through a link.
+def refuse_inside(out: str | Path, given: str | Path) -> None:
+    """Refuse an output folder that is the input or lies in it: the next run would read it.
 
     Raises
     ------
-    ScanFileError
-        ``path`` and an input are one file.
+    ConfigError
+        It is, also through a link.
     """
-    final = Path(path)
-    for given in map(Path, inputs):
-        is_same = final.resolve() == given.resolve()
-        if not is_same and final.exists() and given.exists():
-            is_same = final.samefile(given)
-        if is_same:
-            raise ScanFileError(
-                f"An input is never overwritten, but the output {final} is the input {given}.",
-                hint="Choose another output folder.",
-            )
+    if Path(out).resolve().is_relative_to(Path(given).resolve()):
+        raise ConfigError(
+            f"Results must not lie among what they are made from, but the output {out} is "
+            f"the input {given}, or inside the input.",
+            hint="Choose another output folder.",
+        )
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from medseg.errors import ConfigError
 from medseg.inference.outputs import case_folder
 from medseg.inference.provenance import case_sha256, git_commit, versions
 from medseg.io.atomic import write_json
@@ -16,22 +15,6 @@ from medseg.io.nifti import write_scan
 from medseg.scan import Case
 from medseg.translation.apply import translate
 from medseg.translation.model import Translator
-
-
-def refuse_inside(out: Path, given: Path) -> None:
-    """Refuse an output folder that is the input or lies in it: the next run would read it.
-
-    Raises
-    ------
-    ConfigError
-        It is.
-    """
-    if out.resolve().is_relative_to(given.resolve()):
-        raise ConfigError(
-            f"Made scans must not lie among the measured ones, but the output {out} is inside the "
-            f"input {given}.",
-            hint="Choose another output folder.",
-        )
 
 
 def write_translation(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from medseg.batch import run as batch_run
+from medseg.batch.cases import Loader
 from medseg.batch.run import BatchSummary, run_batch
 from medseg.data.regions import RegionSettings
 from medseg.errors import ConfigError, ScanFileError
@@ -191,6 +192,28 @@ def test_damaged_results_are_done_again(predict: Predict, tmp_path: Path, harm: 
         (tmp_path / "ledger" / "a.json").write_text('{"case": "a", "wo')
     assert predict(tmp_path, items("a")).done == ["a"]
     assert nib.load(mask).shape == GRID.shape
+
+
+def test_a_file_that_medseg_did_not_write_costs_the_case_and_stays(
+    predict: Predict, tmp_path: Path
+) -> None:
+    mine = tmp_path / "a" / "a_mask.nii.gz"
+    mine.parent.mkdir()
+    mine.write_bytes(b"drawn by hand")
+    summary = predict(tmp_path, items("a", "b"))
+    assert [(f.scan, f.stage) for f in summary.failures] == [("a", "name")]
+    assert summary.done == ["b"]
+    assert mine.read_bytes() == b"drawn by hand"
+
+
+def test_results_do_not_go_where_the_scans_of_the_case_are(
+    predict: Predict, tmp_path: Path
+) -> None:
+    places = {"a": tmp_path / "a", "b": tmp_path, "c": tmp_path / "c" / "anat"}
+    cases = [(name, Loader(lambda name=name: case(name), at)) for name, at in places.items()]
+    summary = predict(tmp_path, [*cases, ("d", Loader(lambda: case("d"), tmp_path / "e"))])
+    assert [(f.scan, f.stage) for f in summary.failures] == [(n, "name") for n in "abc"]
+    assert summary.done == ["d"]
 
 
 @pytest.mark.parametrize("stage", ["load", "predict", "write"])

@@ -274,17 +274,18 @@ def test_predict_goes_on_after_a_broken_case(
 def test_predict_takes_one_case_folder_and_ignores_its_neighbours_and_masks(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    case = write_case(tmp_path / "p1")
+    cases = tmp_path / "cases"
+    case = write_case(cases / "p1")
     write_volume(case / "seg.nii.gz", np.full(SHAPE, 77, dtype=np.int16))
-    (tmp_path / "p2").mkdir()
+    (cases / "p2").mkdir()
     for name in ("flair.nii.gz", "x_flair.nii.gz"):  # two claim one role: another case's fault
-        shutil.copy(case / "flair.nii.gz", tmp_path / "p2" / name)
+        shutil.copy(case / "flair.nii.gz", cases / "p2" / name)
     assert run("predict", model, case, tmp_path / "out", "--device", "cpu") == 0
     assert [row["case"] for row in read_table(tmp_path / "out" / "cohort.tsv")] == ["p1", "p1"]
     monkeypatch.chdir(case)
     assert run("predict", model, ".", tmp_path / "here", "--device", "cpu") == 0
     assert (tmp_path / "here" / "p1" / "p1.json").is_file()
-    assert run("predict", model, tmp_path, tmp_path / "all", "--device", "cpu") == 3
+    assert run("predict", model, cases, tmp_path / "all", "--device", "cpu") == 3
     assert [row["scan"] for row in read_table(tmp_path / "all" / "failures.tsv")] == ["p2"]
 
 

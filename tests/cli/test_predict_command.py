@@ -165,6 +165,41 @@ def test_a_case_without_brain_is_named_in_the_table(model: Path, tmp_path: Path)
     assert "no brain found" in row["reason"]
 
 
+def test_what_medseg_did_not_write_is_never_replaced(
+    scan: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, out = tmp_path / "data", tmp_path / "out"
+    for place in (data, out):
+        (place / "P01").mkdir(parents=True)
+        (place / "P01" / "P01_mask.nii.gz").write_bytes(b"drawn by hand")
+    scan.rename(data / "P01" / "flair.nii.gz")
+    (tmp_path / "link").symlink_to(data)
+    argv = ("predict", model, data)
+    cases = [(*argv, data), (*argv, data / "new"), (*argv, tmp_path / "link"), (*argv, out)]
+    cases += [("predict", model, data / "P01", place) for place in (data, tmp_path / "link", out)]
+    for words in cases:
+        assert run(*words, "--device", "cpu") == 2
+        assert "Hint: Choose another output folder" in capsys.readouterr().err
+    for place in (data, out):
+        assert (place / "P01" / "P01_mask.nii.gz").read_bytes() == b"drawn by hand"
+        assert not (place / "P01" / "P01.json").exists()
+    assert not (data / "new").exists()
+
+
+def test_what_medseg_wrote_is_replaced(scan: Path, model: Path, tmp_path: Path) -> None:
+    argv = ("predict", model, scan.parent, tmp_path / "out", "--device", "cpu")
+    assert run(*argv) == 0
+    mask = tmp_path / "out" / "case" / "case_mask.nii.gz"
+    first = mask.read_bytes()
+    assert run(*argv, "--seed", 1) == 0
+    assert not (tmp_path / "out" / "stale").exists()
+    mask.write_bytes(b"corrected by hand")
+    assert run(*argv) == 0
+    assert mask.read_bytes() == first
+    kept = tmp_path / "out" / "stale" / "case" / "1" / mask.name
+    assert kept.read_bytes() == b"corrected by hand"
+
+
 #: Each costs half a second or more to load, and none is needed to predict.
 HEAVY = ("monai", "matplotlib", "nilearn", "sklearn", "pandas", "SimpleITK", "lightning")
 HEAVY += ("lightning_fabric", "openvino", "onnxruntime", "nncf", "torchvision", "pytest")

@@ -4,12 +4,12 @@ import os
 import numpy as np
 import pytest
 
-from medseg.errors import ScanFileError
+from medseg.errors import ConfigError, ScanFileError
 from medseg.io.atomic import (
     atomic_path,
     file_sha256,
     read_table,
-    refuse_overwrite,
+    refuse_inside,
     write_json,
     write_table,
     write_text,
@@ -69,16 +69,15 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path, monkeypatch) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
 
 
-def test_an_input_is_never_overwritten_not_even_through_links(tmp_path) -> None:
-    scan = tmp_path / "scan.nii"
-    scan.write_text("precious")
-    (tmp_path / "soft.nii").symlink_to(scan)
-    (tmp_path / "hard.nii").hardlink_to(scan)
-    (tmp_path / "sub").mkdir()
-    for other in ("scan.nii", "soft.nii", "hard.nii", "sub/../scan.nii"):
-        with pytest.raises(ScanFileError, match="never overwritten"):
-            refuse_overwrite(tmp_path / other, [tmp_path / "x.nii", scan])
-    refuse_overwrite(tmp_path / "mask.nii", [scan])
+def test_results_never_lie_among_the_inputs_not_even_through_links(tmp_path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    (tmp_path / "link").symlink_to(data)
+    for out in (data, data / "new" / "out", tmp_path / "link" / "out", data / ".." / "data"):
+        with pytest.raises(ConfigError, match="inside the input"):
+            refuse_inside(out, data)
+    for out in (tmp_path, tmp_path / "data2", data / ".." / "out"):
+        refuse_inside(out, data)
 
 
 def test_json_holds_numbers_paths_and_null_for_what_is_not_finite(tmp_path) -> None:

@@ -53,13 +53,16 @@ def predict(
     from functools import partial
 
     from medseg.batch.cases import find_cases
+    from medseg.batch.place import check_places
     from medseg.batch.run import run_batch
     from medseg.cli.session import begin, log
     from medseg.inference.memory import check_reading
     from medseg.inference.model import load_model
     from medseg.inference.settings import PredictSettings, parse_memory
+    from medseg.io.atomic import refuse_inside
     from medseg.networks.precision import resolve_device
 
+    refuse_inside(out, input)
     begin(out)
     memory_gib = None if memory is None else parse_memory(memory)
     settings = PredictSettings(
@@ -77,6 +80,7 @@ def predict(
     check = partial(check_reading, memory_gib=None if on_gpu else memory_gib)
     loaded = load_model(model)
     cases = find_cases(input, channels=loaded.spec.channels, check=check)
+    check_places(cases, out=out, regions=loaded.spec.regions.names)
 
     def tell(identifier: str, outcome: str) -> None:
         log.info("%s %s", identifier, outcome)

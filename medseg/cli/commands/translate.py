@@ -42,9 +42,9 @@ def apply(
     from medseg.batch.cases import find_cases
     from medseg.cli.session import begin, log
     from medseg.errors import MedsegError
-    from medseg.io.atomic import write_table
+    from medseg.io.atomic import refuse_inside, write_table
     from medseg.translation.model import load_translator
-    from medseg.translation.outputs import refuse_inside, write_translation
+    from medseg.translation.outputs import write_translation
 
     refuse_inside(out, input)
     begin(out)
