@@ -13,9 +13,12 @@ from medseg.data.sources.layout import (
     BRAIN,
     LABEL,
     CaseFiles,
+    CaseFolder,
     assign_roles,
     case_folders,
     role_of,
+    stem_of,
+    subject_of,
 )
 from medseg.data.sources.reading import read_case
 from medseg.errors import DataError
@@ -61,7 +64,8 @@ def find_cases(path: Path, *, channels: Sequence[str], check: Check | None = Non
     ----------
     path : Path
         A NIfTI file, for a model of one channel; a case folder with a file per modality; or a
-        folder of such folders.
+        folder of such folders. What is called after a visit or, a file, after a bare modality takes
+        the name above with it.
     channels : sequence of str
         Of the model.
     check : callable, optional
@@ -78,7 +82,7 @@ def find_cases(path: Path, *, channels: Sequence[str], check: Check | None = Non
     if not path.is_dir():
         raise DataError(f"An input must exist, but {path} does not.", hint="Check the path.")
     items: list[Item] = []
-    for identifier, folder in case_folders(path).items():
+    for identifier, folder in named_folders(path).items():
         roles = {file: role_of(file, _WORDS) for file in folder.paths}
         # Reference masks are no input: one that is odd must not cost the prediction.
         useful = [file for file, role in roles.items() if role not in (None, LABEL)]
@@ -99,6 +103,44 @@ def find_cases(path: Path, *, channels: Sequence[str], check: Check | None = Non
     return items
 
 
+def named_folders(root: Path) -> dict[str, CaseFolder]:
+    """Return the files and person of each case under ``root``, by a name that holds outside of it, too.
+
+    As :func:`medseg.data.sources.layout.case_folders`; besides, ``root`` and the folders in it take
+    the name above with them where they are called after a visit, and so does ``anat``.
+
+    Raises
+    ------
+    DataError
+        No NIfTI file anywhere.
+    """
+    folders, top = case_folders(root), root.resolve()
+    named: dict[str, CaseFolder] = {}
+    for identifier, folder in folders.items():
+        longer = identifier
+        if identifier == top.name:
+            longer = _long_name(top)
+        elif _is_visit(identifier):
+            longer = _below(top, identifier)
+        named[identifier if longer in folders else longer] = folder
+    return named
+
+
+def _is_visit(name: str) -> bool:
+    return subject_of(f"x_{name}") == "x"
+
+
+def _long_name(place: Path) -> str:
+    """Return a folder's name, with those above in front that say whose visit it is."""
+    if place.name.lower() == "anat":
+        return _long_name(place.parent)
+    return _below(place.parent, place.name) if _is_visit(place.name) else place.name
+
+
+def _below(folder: Path, name: str) -> str:
+    return f"{_long_name(folder)}_{name}".lstrip("_")
+
+
 def _load(identifier: str, subject: str, files: Sequence[Path], check: Check | None) -> Case:
     if check is not None:
         check([read_grid(file) for file in files])
@@ -114,7 +156,9 @@ def _single(path: Path, channels: Sequence[str], check: Check | None) -> Item:
             f"The model needs {list(channels)}, but {path} is one file.",
             hint="Give the folder of the case, with a file per modality.",
         )
-    name = path.name.removesuffix(".gz").removesuffix(".nii")
+    name = stem_of(path)
+    if name.lower() in _WORDS or _is_visit(name):
+        name = _below(path.resolve().parent, name)
 
     def load() -> Case:
         if check is not None:

@@ -47,17 +47,26 @@ class Entry:
         Files relative to the output folder, and their SHA-256; "" while they are being written.
     rows : sequence of mapping
         Its lines of the table over cases, so that the table is whole after a resumed run.
+    source : str, optional
+        Where its scans were; None where that was not known.
     """
 
     case: str
     work: Work
     outputs: Mapping[str, str]
     rows: Sequence[Mapping[str, object]]
+    source: str | None = None
 
     @property
     def is_whole(self) -> bool:
         """Whether all files were written."""
         return all(self.outputs.values())
+
+    def is_of_other(self, source: Path | None, input_sha256: str | None) -> bool:
+        """Return whether the entry is of scans elsewhere that are not known to be the same ones."""
+        if self.source is None or source is None or self.source == str(source):
+            return False
+        return self.work.input_sha256 != input_sha256
 
 
 class Ledger:
@@ -76,7 +85,9 @@ class Ledger:
         """Return the file of a case's entry."""
         return self._out / LEDGER_FOLDER / f"{case}.json"
 
-    def begin(self, case: str, *, work: Work, outputs: Iterable[Path]) -> None:
+    def begin(
+        self, case: str, *, work: Work, outputs: Iterable[Path], source: Path | None = None
+    ) -> None:
         """Note a scan whose files are about to be written over those of its entry, if it has one.
 
         What is there and was changed since it was recorded is somebody's work, and set aside.
@@ -87,13 +98,15 @@ class Ledger:
         work : Work
         outputs : iterable of Path
             All files that may be written.
+        source : Path, optional
+            Where the scans are.
         """
         entry = self.read(case)
         known = {} if entry is None else entry.outputs
         names = dict.fromkeys([*known, *(self._name(path) for path in outputs)], "")
         written = {name for name, digest in known.items() if digest in ("", self._digest(name))}
         self.set_aside(case, names.keys() - written)
-        write_json(self.path(case), asdict(Entry(case, work, names, [])))
+        self._write(Entry(case, work, names, [], _text(source)))
 
     def record(
         self,
@@ -102,10 +115,23 @@ class Ledger:
         work: Work,
         outputs: Sequence[Path],
         rows: Sequence[Mapping[str, object]],
+        source: Path | None = None,
     ) -> None:
         """Note a finished scan; its files are hashed, so write them first."""
         hashes = {self._name(path): file_sha256(path) for path in outputs}
-        write_json(self.path(case), asdict(Entry(case, work, hashes, list(rows))))
+        self._write(Entry(case, work, hashes, list(rows), _text(source)))
+
+    def entries(self) -> list[Entry]:
+        """Return the finished scans whose files are there, by name; their bytes are not read."""
+        paths = sorted((self._out / LEDGER_FOLDER).glob("*.json"))
+        found = [self.read(p.name.removesuffix(".json")) for p in paths if p.name[0] != "."]
+        return [
+            entry
+            for entry in found
+            if entry is not None
+            and entry.is_whole
+            and all((self._out / name).is_file() for name in entry.outputs)
+        ]
 
     def finished(self, case: str, *, work: Work) -> Entry | None:
         """Return the entry of a scan if nothing about it changed since.
@@ -169,6 +195,7 @@ class Ledger:
                 work=Work(**values["work"]),
                 outputs=dict(values["outputs"]),
                 rows=list(values["rows"]),
+                source=values.get("source"),
             )
         except FileNotFoundError:
             return None
@@ -176,6 +203,9 @@ class Ledger:
             # A ledger that cannot be read costs one computation, not the run.
             log.warning("the ledger entry %s is unusable: %s", self.path(case), error)
             return None
+
+    def _write(self, entry: Entry) -> None:
+        write_json(self.path(entry.case), asdict(entry))
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self._out).as_posix()
@@ -185,3 +215,7 @@ class Ledger:
             return file_sha256(self._out / name)
         except ScanFileError:
             return None
+
+
+def _text(source: Path | None) -> str | None:
+    return None if source is None else str(source)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from medseg.batch.cases import Item
 from medseg.batch.ledger import Ledger
-from medseg.errors import ConfigError
+from medseg.errors import ConfigError, DataError
 from medseg.inference.outputs import case_folder, output_paths
 
 
@@ -50,8 +50,8 @@ def check_place(
     place = case_folder(out, identifier).resolve()
     if source is not None and (place.is_relative_to(source) or source.is_relative_to(place)):
         raise ConfigError(
-            f"Results must not lie among what they are made from, but those of {identifier!r} would "
-            f"go to {place}, and its scans are in {source}.",
+            f"Results must not lie among what they are made from, but those of {identifier!r} "
+            f"would go to {place}, and its scans are in {source}.",
             hint="Choose another output folder.",
         )
     entry = ledger.read(identifier)
@@ -79,3 +79,36 @@ def check_places(items: Sequence[Item], *, out: Path, regions: Sequence[str]) ->
     ledger = Ledger(out)
     for identifier, load in items:
         check_place(identifier, load.source, out=out, regions=regions, ledger=ledger)
+
+
+def check_owner(
+    identifier: str, source: Path | None, input_sha256: str, *, out: Path, ledger: Ledger
+) -> None:
+    """Refuse a case whose identifier already stands for results of other scans.
+
+    Parameters
+    ----------
+    identifier : str
+    source : Path, optional
+        Where its scans are, where that is known.
+    input_sha256 : str
+        The same scans at another place are no other case.
+    out : Path
+        The output folder of all cases.
+    ledger : Ledger
+        Of ``out``.
+
+    Raises
+    ------
+    DataError
+        Results of other scans are there.
+    """
+    entry = ledger.read(identifier)
+    if entry is None or not entry.is_of_other(source, input_sha256):
+        return
+    if any((out / name).exists() for name in entry.outputs):
+        raise DataError(
+            f"An identifier names one case, but the results of {identifier!r} in {out} are those "
+            f"of {entry.source}, and these scans are in {source}.",
+            hint="Give another output folder, or rename the case.",
+        )

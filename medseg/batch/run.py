@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -12,7 +12,8 @@ from typing import Literal
 from medseg.batch.cases import Loader
 from medseg.batch.ledger import Ledger, Work
 from medseg.batch.pipeline import PREDICT, WAIT_READ, WAIT_WRITE, Seconds, no_seconds, overlap
-from medseg.batch.place import check_place, planned_files
+from medseg.batch.place import check_owner, check_place, planned_files
+from medseg.batch.tables import write_tables
 from medseg.errors import ConfigError, DataError, MedsegError, ScanError
 from medseg.inference.decide import decide
 from medseg.inference.model import Model
@@ -27,7 +28,6 @@ from medseg.inference.provenance import (
 )
 from medseg.inference.settings import PredictSettings
 from medseg.inference.words import withdrawn
-from medseg.io.atomic import write_table
 from medseg.preprocess.prepare import PreparedCase
 from medseg.scan import Case
 
@@ -36,29 +36,6 @@ log = logging.getLogger(__name__)
 Stage = Literal["name", "load", "prepare", "predict", "write"]
 #: An identifier, and what reads the case when its turn has come.
 Item = tuple[str, Callable[[], Case]]
-
-FAILURES_NAME, COHORT_NAME = "failures.tsv", "cohort.tsv"
-_COHORT_COLUMNS = (
-    "case",
-    "subject",
-    "region",
-    "volume_ml",
-    "volume_low_ml",
-    "volume_median_ml",
-    "volume_high_ml",
-    "lesions",
-    "mean_std",
-    "samples",
-    "calibrated",
-    "coverage",
-    "conformal_low_ml",
-    "conformal_high_ml",
-    "review",
-    "doubt",
-    "doubt_percentile",
-    "settings_that_differ",
-    "reasons",
-)
 
 
 @dataclass(frozen=True)
@@ -102,11 +79,10 @@ class BatchSummary:
 
 @dataclass(frozen=True)
 class _Finished:
-    """A scan whose files are whole, and its rows of the table over cases."""
+    """A scan whose files are whole."""
 
     scan: str
     outcome: Literal["done", "skipped"]
-    rows: Sequence[Mapping[str, object]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,6 +90,7 @@ class _Ready:
     """A scan that was read and prepared."""
 
     work: Work
+    source: Path | None
     prepared: PreparedCase
 
 
@@ -122,6 +99,7 @@ class _Predicted:
     """A scan that waits to be written."""
 
     work: Work
+    source: Path | None
     observation: Observation
 
 
@@ -156,31 +134,31 @@ class _Run:
             stage = "load"
             case = _load(identifier, load)
             work = Work(case_sha256(case), self.model_sha256, self.settings_sha256, RESULTS)
-            entry = self.ledger.finished(identifier, work=work) if self.resume else None
-            if entry is not None:
-                return _Finished(identifier, "skipped", entry.rows)
+            stage = "name"
+            check_owner(identifier, source, work.input_sha256, out=self.out, ledger=self.ledger)
+            if self.resume and self.ledger.finished(identifier, work=work) is not None:
+                return _Finished(identifier, "skipped")
             stage = "prepare"
-            return _Ready(work, prepare_for(self.model, case))
+            return _Ready(work, source, prepare_for(self.model, case))
         except Exception as error:
-            return self.fail(identifier, stage, error, work)
+            return self.fail(identifier, stage, error, work, source)
 
     def predict(self, ready: _Ready | _End) -> _Predicted | _End:
         """Return what the network says of a scan."""
         if not isinstance(ready, _Ready):
             return ready
-        identifier = ready.prepared.identifier
+        work, source, prepared = ready.work, ready.source, ready.prepared
         try:
-            return _Predicted(
-                ready.work, observe(self.model, ready.prepared, settings=self.settings)
-            )
+            observation = observe(self.model, prepared, settings=self.settings)
+            return _Predicted(work, source, observation)
         except Exception as error:
-            return self.fail(identifier, "predict", error, ready.work)
+            return self.fail(prepared.identifier, "predict", error, work, source)
 
     def write(self, predicted: _Predicted | _End) -> _End:
         """Decide masks and lesions, write a scan's files, and only then its ledger entry."""
         if not isinstance(predicted, _Predicted):
             return predicted
-        observation, work = predicted.observation, predicted.work
+        observation, work, source = predicted.observation, predicted.work, predicted.source
         identifier = observation.identifier
         stage: Stage = "predict"
         try:
@@ -192,30 +170,37 @@ class _Run:
                 log.warning("%s (from %s on)", withdrawn(decision), identifier)
             stage = "write"
             planned = planned_files(self.out, identifier, prediction.regions)
-            self.ledger.begin(identifier, work=work, outputs=planned)
+            self.ledger.begin(identifier, work=work, outputs=planned, source=source)
             paths = write_prediction(
                 prediction, self.out, provenance=_provenance(self, work), decision=decision
             )
             rows = cohort_rows(prediction, decision)
             # With one region two names stand for one file; the order is the same in every run.
             outputs = list(dict.fromkeys(paths.values()))
-            self.ledger.record(identifier, work=work, outputs=outputs, rows=rows)
-            return _Finished(identifier, "done", rows)
+            self.ledger.record(identifier, work=work, outputs=outputs, rows=rows, source=source)
+            return _Finished(identifier, "done")
         except Exception as error:
-            return self.fail(identifier, stage, error, work)
+            return self.fail(identifier, stage, error, work, source)
 
-    def fail(self, identifier: str, stage: Stage, error: Exception, work: Work | None) -> Failure:
+    def fail(
+        self,
+        identifier: str,
+        stage: Stage,
+        error: Exception,
+        work: Work | None,
+        source: Path | None,
+    ) -> Failure:
         """Return the failure, and move away what would pass for this model's result of the scan."""
         if stage != "name":
             try:
-                self._withdraw(identifier, work)
+                self._withdraw(identifier, work, source)
             except Exception as second:
                 log.warning("the earlier files of %s could not be moved: %s", identifier, second)
         return _failure(identifier, stage, error)
 
-    def _withdraw(self, identifier: str, work: Work | None) -> None:
+    def _withdraw(self, identifier: str, work: Work | None, source: Path | None) -> None:
         entry = self.ledger.read(identifier)
-        if entry is None:
+        if entry is None or entry.is_of_other(source, work and work.input_sha256):
             return
         # A scan that could not be read is taken for the one it was.
         wanted = work or replace(
@@ -244,10 +229,12 @@ def run_batch(
     ----------
     cases : iterable of (identifier, loader)
         A loader reads one case and may raise. It runs in a thread of its own, one loader at a time.
+        A :class:`~medseg.batch.cases.Loader` also tells where the scans are: results of others by
+        the same name are then never replaced.
     model : Model
     out : Path
         Gets a folder per case, ``cohort.tsv``, ``failures.tsv``, ``ledger/`` and, where there is
-        need, ``stale/``.
+        need, ``stale/``. The tables keep the cases of earlier calls.
     settings : PredictSettings, optional
     resume : bool
         Skip a scan whose input, model, settings and files are all as its ledger entry says. Files
@@ -292,10 +279,10 @@ def run_batch(
         settings_sha256=settings_sha256(chosen),
         ledger=Ledger(out),
     )
-    summary, rows = BatchSummary(), []
+    summary, finished = BatchSummary(), list[str]()
 
     def settle(end: _End, seconds: Seconds) -> None:
-        outcome = _file(end, summary, rows)
+        outcome = _file(end, summary, finished)
         if outcome == "done":
             log.info(
                 "%s: %.1f s predicting, waited %.1f s for its reading and %.1f s for its writing",
@@ -319,9 +306,8 @@ def run_batch(
             read_ahead=read_ahead,
         )
     finally:
-        write_table(out / COHORT_NAME, rows, columns=_COHORT_COLUMNS)
         failures = [failure.row() for failure in summary.failures]
-        write_table(out / FAILURES_NAME, failures, columns=("scan", "stage", "reason", "hint"))
+        write_tables(out, run.ledger, finished=finished, failures=failures)
         summary.seconds["total"] = time.perf_counter() - start
         log.info("%s", _time_sheet(summary.seconds))
     return summary
@@ -340,12 +326,12 @@ def _time_sheet(seconds: Seconds) -> str:
     return f"the batch took {total:.1f} s: {', '.join(parts)}"
 
 
-def _file(end: _End, summary: BatchSummary, rows: list[Mapping[str, object]]) -> str:
-    """Enter the end of a scan in summary and table, and return what became of it."""
+def _file(end: _End, summary: BatchSummary, finished: list[str]) -> str:
+    """Enter the end of a scan in the summary, and return what became of it."""
     if isinstance(end, Failure):
         summary.failures.append(end)
         return "failed"
-    rows.extend(end.rows)
+    finished.append(end.scan)
     (summary.done if end.outcome == "done" else summary.skipped).append(end.scan)
     return end.outcome
 

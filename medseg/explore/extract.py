@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from medseg.batch.ledger import Ledger, Work
-from medseg.batch.run import FAILURES_NAME, Failure
+from medseg.batch.run import Failure
+from medseg.batch.tables import FAILURE_COLUMNS, FAILURES_NAME
 from medseg.errors import MedsegError
 from medseg.explore.features import PATCH_SIDE, VERSION, Measured, measure
 from medseg.explore.items import ScanItem
@@ -103,7 +104,7 @@ def extract(
         if on_finished is not None:
             on_finished(item.identifier, outcome)
     rows = [failure.row() for failure in found.failures]
-    write_table(out / FAILURES_NAME, rows, columns=("scan", "stage", "reason", "hint"))
+    write_table(out / FAILURES_NAME, rows, columns=FAILURE_COLUMNS)
     return found
 
 

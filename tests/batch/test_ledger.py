@@ -48,7 +48,7 @@ def test_other_results_are_not_finished_nor_are_those_of_entries_that_know_no_ve
     assert Ledger(out).finished("a", work=Work("i", "m", "s", 2)) is None
     path = Ledger(out).path("a")
     values = json.loads(path.read_text())
-    del values["work"]["results"]
+    del values["work"]["results"], values["source"]
     path.write_text(json.dumps(values))
     assert Ledger(out).finished("a", work=WORK) is None
     assert Ledger(out).read("a") is not None
@@ -95,3 +95,19 @@ def test_what_somebody_changed_is_set_aside_before_it_is_written_again(out: Path
     Ledger(out).begin("a", work=WORK, outputs=[out / "a" / "mask"])
     assert not (out / "a" / "mask").exists()
     assert (out / "stale" / "a" / "1" / "mask").read_text() == "corrected by hand"
+
+
+def test_whole_entries_whose_files_are_there_are_listed(out: Path) -> None:
+    ledger, mask = Ledger(out), out / "a" / "mask"
+    assert [entry.case for entry in ledger.entries()] == ["a"]
+    ledger.record("b", work=WORK, outputs=[mask], rows=[], source=out)
+    (out / "ledger" / ".c.part-x.json").write_text("{")
+    (out / "ledger" / "d.json").write_text("{")
+    assert [(entry.case, entry.source) for entry in ledger.entries()] == [
+        ("a", None),
+        ("b", str(out)),
+    ]
+    ledger.begin("b", work=WORK, outputs=[mask])
+    assert [entry.case for entry in ledger.entries()] == ["a"]
+    mask.unlink()
+    assert ledger.entries() == []

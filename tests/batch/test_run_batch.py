@@ -1,5 +1,6 @@
 import json
 import logging
+import shutil
 import signal
 import threading
 import time
@@ -214,6 +215,51 @@ def test_results_do_not_go_where_the_scans_of_the_case_are(
     summary = predict(tmp_path, [*cases, ("d", Loader(lambda: case("d"), tmp_path / "e"))])
     assert [(f.scan, f.stage) for f in summary.failures] == [(n, "name") for n in "abc"]
     assert summary.done == ["d"]
+
+
+def at(place: Path, name: str, size: int = 3, *, load: Callable[[], Case] | None = None):
+    return name, Loader(load or (lambda: case(name, size)), place)
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_results_of_scans_elsewhere_are_not_replaced_unless_the_scans_are_the_same(
+    predict: Predict, tmp_path: Path, resume: bool
+) -> None:
+    out, first, second = tmp_path / "out", tmp_path / "A", tmp_path / "B"
+    predict(out, [at(first, "a")])
+    before = stamps(out)
+    for net in (model(), model(0.6)):
+        for load in (lambda: case("a", 5), broken):
+            summary = predict(out, [at(second, "a", load=load)], net=net, resume=resume)
+            stages = [failure.stage for failure in summary.failures]
+            assert stages == ["load" if load is broken else "name"]
+            assert stamps(out) == before
+    moved = predict(out, [at(second, "a")], resume=resume)
+    assert (moved.skipped if resume else moved.done) == ["a"]
+    # Changed where it was, it is the same case.
+    place = first if resume else second
+    assert predict(out, [at(place, "a", 5)], resume=resume).done == ["a"]
+    shutil.rmtree(out / "a")
+    assert predict(out, [at(tmp_path / "C", "a", 4)], resume=resume).done == ["a"]
+
+
+def test_tables_keep_the_cases_of_earlier_calls(
+    predict: Predict, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def table(name: str, key: str) -> list[str]:
+        return [row[key] for row in read_table(tmp_path / name)]
+
+    predict(tmp_path, [*items("b", "e"), ("c", broken), ("x", broken)])
+    predict(tmp_path, [*items("d", "c"), ("y", broken)])
+    assert table("cohort.tsv", "case") == list("dcbe")
+    assert table("failures.tsv", "scan") == ["y", "x"]
+    assert "several models" not in caplog.text
+    shutil.rmtree(tmp_path / "e")
+    predict(tmp_path, items("d"), net=model(0.6))
+    assert table("cohort.tsv", "case") == list("dbc")
+    models = table("cohort.tsv", "model")
+    assert models[1] == models[2] != models[0] == model(0.6).fingerprint()[:12]
+    assert "several models" in caplog.text
 
 
 @pytest.mark.parametrize("stage", ["load", "predict", "write"])

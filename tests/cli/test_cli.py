@@ -293,7 +293,7 @@ def test_predict_takes_one_file_for_a_model_of_one_channel(tmp_path: Path, model
     single = save_model(tmp_path / "model", channels=("flair",))
     scan = write_case(tmp_path / "p1") / "flair.nii.gz"
     assert run("predict", single, scan, tmp_path / "out", "--device", "cpu") == 0
-    assert (tmp_path / "out" / "flair" / "flair_mask.nii.gz").is_file()
+    assert (tmp_path / "out" / "p1_flair" / "p1_flair_mask.nii.gz").is_file()
     assert run("predict", model, scan, tmp_path / "no") == 4
 
 

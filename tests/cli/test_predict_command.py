@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -88,7 +89,9 @@ def test_speed_and_memory_are_asked_for_and_kept_with_the_result(
 ) -> None:
     out = tmp_path / "out"
     assert run("predict", model, scan, out, "--device", "cpu", *options) == 0
-    written = json.loads((out / "flair" / "flair.json").read_text())["provenance"]["settings"]
+    written = json.loads((out / "case_flair" / "case_flair.json").read_text())["provenance"][
+        "settings"
+    ]
     for option, value in zip(options[::2], options[1::2], strict=True):
         if option != "--memory":
             assert written[option.removeprefix("--")] == value
@@ -184,6 +187,41 @@ def test_what_medseg_did_not_write_is_never_replaced(
         assert (place / "P01" / "P01_mask.nii.gz").read_bytes() == b"drawn by hand"
         assert not (place / "P01" / "P01.json").exists()
     assert not (data / "new").exists()
+
+
+def test_people_whose_scans_have_one_name_are_told_apart(
+    scan: Path, model: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    for person in "AB":
+        place = tmp_path / person / "ses-01"
+        place.mkdir(parents=True)
+        shutil.copy(scan, place / "flair.nii.gz")
+        for input in (place, place / "flair.nii.gz", tmp_path / person):
+            assert run("predict", model, input, out, "--device", "cpu") == 0
+    cases = ["A_ses-01", "A_ses-01_flair", "B_ses-01", "B_ses-01_flair"]
+    assert sorted(row["case"] for row in read_table(out / "cohort.tsv")) == cases
+    assert all((out / case / f"{case}_mask.nii.gz").is_file() for case in cases)
+
+
+def test_another_persons_results_are_never_replaced(
+    scan: Path, model: Path, tmp_path: Path
+) -> None:
+    out, first, second = tmp_path / "out", tmp_path / "A" / "P01", tmp_path / "B" / "P01"
+    for place in (first, second):
+        place.mkdir(parents=True)
+        shutil.copy(scan, place / "flair.nii.gz")
+    head = nib.load(scan)
+    nib.save(nib.Nifti1Image(head.get_fdata() * 2, AFFINE), second / "flair.nii.gz")
+    assert run("predict", model, first, out, "--device", "cpu") == 0
+    before = (out / "P01" / "P01_prob.nii.gz").read_bytes()
+    assert run("predict", model, second, out, "--device", "cpu") == 4
+    (row,) = read_table(out / "failures.tsv")
+    assert (row["scan"], row["stage"]) == ("P01", "name")
+    assert str(first) in row["reason"]
+    assert str(second) in row["reason"]
+    assert (out / "P01" / "P01_prob.nii.gz").read_bytes() == before
+    assert [row["case"] for row in read_table(out / "cohort.tsv")] == ["P01"]
 
 
 def test_what_medseg_wrote_is_replaced(scan: Path, model: Path, tmp_path: Path) -> None:
