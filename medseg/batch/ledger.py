@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
 
+from filelock import FileLock
+
 from medseg.errors import ScanFileError
 from medseg.io.atomic import file_sha256, write_json
 
@@ -84,6 +86,12 @@ class Ledger:
     def path(self, case: str) -> Path:
         """Return the file of a case's entry."""
         return self._out / LEDGER_FOLDER / f"{case}.json"
+
+    def lock(self, case: str) -> FileLock:
+        """Return what keeps other processes from the files of a case while it is held."""
+        path = self.path(case).with_name(f".{case}.lock")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return FileLock(path)
 
     def begin(
         self, case: str, *, work: Work, outputs: Iterable[Path], source: Path | None = None

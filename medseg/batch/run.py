@@ -15,10 +15,10 @@ from medseg.batch.pipeline import PREDICT, WAIT_READ, WAIT_WRITE, Seconds, no_se
 from medseg.batch.place import check_owner, check_place, planned_files
 from medseg.batch.tables import write_tables
 from medseg.errors import ConfigError, DataError, MedsegError, ScanError
-from medseg.inference.decide import decide
+from medseg.inference.decide import Decision, decide
 from medseg.inference.model import Model
 from medseg.inference.outputs import case_folder, cohort_rows, write_prediction
-from medseg.inference.predict import Observation, observe, prepare_for
+from medseg.inference.predict import Observation, Prediction, observe, prepare_for
 from medseg.inference.provenance import (
     RESULTS,
     case_sha256,
@@ -169,18 +169,27 @@ class _Run:
                 self.has_warned = True
                 log.warning("%s (from %s on)", withdrawn(decision), identifier)
             stage = "write"
-            planned = planned_files(self.out, identifier, prediction.regions)
-            self.ledger.begin(identifier, work=work, outputs=planned, source=source)
-            paths = write_prediction(
-                prediction, self.out, provenance=_provenance(self, work), decision=decision
-            )
-            rows = cohort_rows(prediction, decision)
-            # With one region two names stand for one file; the order is the same in every run.
-            outputs = list(dict.fromkeys(paths.values()))
-            self.ledger.record(identifier, work=work, outputs=outputs, rows=rows, source=source)
+            with self.ledger.lock(identifier):
+                self._write(prediction, decision, work, source)
             return _Finished(identifier, "done")
         except Exception as error:
             return self.fail(identifier, stage, error, work, source)
+
+    def _write(
+        self, prediction: Prediction, decision: Decision | None, work: Work, source: Path | None
+    ) -> None:
+        identifier, ledger = prediction.identifier, self.ledger
+        # Another process may have written the case since it was read.
+        check_owner(identifier, source, work.input_sha256, out=self.out, ledger=ledger)
+        planned = planned_files(self.out, identifier, prediction.regions)
+        ledger.begin(identifier, work=work, outputs=planned, source=source)
+        paths = write_prediction(
+            prediction, self.out, provenance=_provenance(self, work), decision=decision
+        )
+        rows = cohort_rows(prediction, decision)
+        # With one region two names stand for one file; the order is the same in every run.
+        outputs = list(dict.fromkeys(paths.values()))
+        ledger.record(identifier, work=work, outputs=outputs, rows=rows, source=source)
 
     def fail(
         self,
@@ -193,7 +202,8 @@ class _Run:
         """Return the failure, and move away what would pass for this model's result of the scan."""
         if stage != "name":
             try:
-                self._withdraw(identifier, work, source)
+                with self.ledger.lock(identifier):
+                    self._withdraw(identifier, work, source)
             except Exception as second:
                 log.warning("the earlier files of %s could not be moved: %s", identifier, second)
         return _failure(identifier, stage, error)

@@ -57,6 +57,13 @@ def write_tables(
     failures : sequence of mapping
         Rows of this call; those of an earlier one stay for scans that were not tried since.
     """
+    # Of two processes the second sees what the first has recorded, and loses none of it.
+    with ledger.lock("tables"):
+        _write_cohort(out / COHORT_NAME, ledger, finished)
+        _write_failures(out / FAILURES_NAME, finished, failures)
+
+
+def _write_cohort(path: Path, ledger: Ledger, finished: Sequence[str]) -> None:
     entries = {entry.case: entry for entry in ledger.entries()}
     order = dict.fromkeys([*(case for case in finished if case in entries), *entries])
     rows = [
@@ -65,10 +72,12 @@ def write_tables(
         for row in entries[case].rows
     ]
     if len({row["model"] for row in rows}) > 1:
-        log.warning("%s has cases of several models: see its last column", out / COHORT_NAME)
-    write_table(out / COHORT_NAME, rows, columns=_COHORT_COLUMNS)
+        log.warning("%s has cases of several models: see its last column", path)
+    write_table(path, rows, columns=_COHORT_COLUMNS)
+
+
+def _write_failures(path: Path, finished: Sequence[str], failures: Sequence[Row]) -> None:
     tried = {*finished, *(row["scan"] for row in failures)}
-    path = out / FAILURES_NAME
     kept: list[Row] = []
     # There is none, or somebody else's.
     with suppress(ScanFileError):

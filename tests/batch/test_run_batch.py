@@ -87,7 +87,7 @@ def predict(request: pytest.FixtureRequest) -> Iterator[Predict]:
 
 
 def stamps(out: Path) -> dict[str, int]:
-    files = (p for p in out.rglob("*") if p.is_file() and p.suffix != ".tsv")
+    files = (p for p in out.rglob("*") if p.is_file() and p.suffix not in {".tsv", ".lock"})
     return {str(path): path.stat().st_mtime_ns for path in files}
 
 
@@ -260,6 +260,40 @@ def test_tables_keep_the_cases_of_earlier_calls(
     models = table("cohort.tsv", "model")
     assert models[1] == models[2] != models[0] == model(0.6).fingerprint()[:12]
     assert "several models" in caplog.text
+
+
+def test_two_runs_on_one_folder_write_a_case_one_after_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, at_work, seen = batch_run.write_prediction, list[str](), list[int]()
+    both = threading.Event()
+
+    def write(prediction, *others, **more):
+        at_work.append(prediction.identifier)
+        if len(at_work) == 2:
+            both.set()
+        both.wait(0.5)
+        paths = real(prediction, *others, **more)
+        seen.append(len(at_work))
+        at_work.pop()
+        return paths
+
+    monkeypatch.setattr(batch_run, "write_prediction", write)
+    nets = [model(0.5), model(0.6)]
+    results = {"out": tmp_path, "settings": SETTINGS, "read_ahead": 0}
+    runs = [
+        threading.Thread(target=run_batch, args=[items("a")], kwargs={"model": net, **results})
+        for net in nets
+    ]
+    for thread in runs:
+        thread.start()
+    for thread in runs:
+        thread.join()
+    monkeypatch.undo()
+    assert seen == [1, 1]
+    last = json.loads((tmp_path / "a" / "a.json").read_text())["provenance"]["model_sha256"]
+    (net,) = (net for net in nets if net.fingerprint() == last)
+    assert run_batch(items("a"), model=net, **results).skipped == ["a"]
 
 
 @pytest.mark.parametrize("stage", ["load", "predict", "write"])
