@@ -29,7 +29,7 @@ from medseg.scan import Case
 #: Raises where the files of a case, whose grids it gets, must not be read.
 Check = Callable[[Sequence[Grid]], None]
 #: Last words of file names; masks must be known to be left out.
-_WORDS = {**ms.WORDS, **brats.WORDS}
+WORDS = {**ms.WORDS, **brats.WORDS}
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def find_cases(path: Path, *, channels: Sequence[str], check: Check | None = Non
         raise DataError(f"An input must exist, but {path} does not.", hint="Check the path.")
     items: list[Item] = []
     for identifier, folder in named_folders(path).items():
-        roles = {file: role_of(file, _WORDS) for file in folder.paths}
+        roles = {file: role_of(file, WORDS) for file in folder.paths}
         # Reference masks are no input: one that is odd must not cost the prediction.
         useful = [file for file, role in roles.items() if role not in (None, LABEL)]
         if any(roles[file] != BRAIN for file in useful):
@@ -97,14 +97,14 @@ def find_cases(path: Path, *, channels: Sequence[str], check: Check | None = Non
     if not items:
         raise DataError(
             f"{path} must hold NIfTI scans named after their modality, one folder a case, but no "
-            f"file name ends in one of {sorted(set(_WORDS) - {'label', 'seg'})}.",
+            f"file name ends in one of {sorted(set(WORDS) - {'label', 'seg'})}.",
             hint="Name files such as flair.nii.gz and t1c.nii.gz in a folder per case.",
         )
     return items
 
 
 def named_folders(root: Path) -> dict[str, CaseFolder]:
-    """Return the files and person of each case under ``root``, by a name that holds outside of it, too.
+    """Return files and person of each case under ``root``, by a name that holds outside of it, too.
 
     As :func:`medseg.data.sources.layout.case_folders`; besides, ``root`` and the folders in it take
     the name above with them where they are called after a visit, and so does ``anat``.
@@ -144,7 +144,7 @@ def _below(folder: Path, name: str) -> str:
 def _load(identifier: str, subject: str, files: Sequence[Path], check: Check | None) -> Case:
     if check is not None:
         check([read_grid(file) for file in files])
-    roles = assign_roles(identifier, files, _WORDS)
+    roles = assign_roles(identifier, files, WORDS)
     brain = roles.pop(BRAIN, None)
     found = CaseFiles(identifier, subject, roles, brain=brain)
     return read_case(found, relabel=None, allow_empty=True)
@@ -157,7 +157,7 @@ def _single(path: Path, channels: Sequence[str], check: Check | None) -> Item:
             hint="Give the folder of the case, with a file per modality.",
         )
     name = stem_of(path)
-    if name.lower() in _WORDS or _is_visit(name):
+    if name.lower() in WORDS or _is_visit(name):
         name = _below(path.resolve().parent, name)
 
     def load() -> Case:

@@ -2,69 +2,94 @@
 
 from __future__ import annotations
 
+import logging
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from medseg.errors import DataError, GeometryError
+from medseg.batch.pairs import Pair, Unclear, find_pairs
+from medseg.errors import GeometryError, MedsegError
 from medseg.io.nifti import read_label_map
 from medseg.metrics.evaluate import MISSING, evaluate_masks, worst_scores
 from medseg.metrics.lesions import lesion_table
 from medseg.scan import GRID_TOLERANCE_MM, LabelMap
 
+log = logging.getLogger(__name__)
+
 Row = dict[str, object]
 
 
-def evaluate_folders(
-    predictions: Path, references: Path, *, labels: tuple[int, ...] = ()
-) -> tuple[list[Row], list[Row]]:
-    """Return a row per reference case, and a row per lesion.
+@dataclass
+class Evaluation:
+    """A row per reference case, a row per lesion, and a row per file that could not be scored."""
 
-    A prediction is ``<name>``, ``<case>/<case>_mask.nii.gz`` or ``<case>_mask.nii.gz`` for the
-    reference ``<name>`` = ``<case>.nii.gz``. One that is missing gets the worst score of every
-    metric and stays in the mean.
+    cases: list[Row] = field(default_factory=list)
+    lesions: list[Row] = field(default_factory=list)
+    failures: list[Row] = field(default_factory=list)
+
+
+def evaluate_folders(
+    predictions: Path, references: Path, *, region: str | None = None, labels: tuple[int, ...] = ()
+) -> Evaluation:
+    """Score predictions case by case; what cannot be read or compared does not stop the others.
+
+    Which prediction belongs to which reference is said in :func:`medseg.batch.pairs.find_pairs`.
+    One that is missing, or that cannot be scored, gets the worst score of every metric and stays in
+    the mean; a reference that cannot be read has no scores and is among the failures alone.
 
     Parameters
     ----------
     predictions, references : Path
-        Folders, or two files.
+        Folders, or files.
+    region : str, optional
+        Of the predictions that ``medseg predict`` wrote; the whole mask when not given.
     labels : tuple of int
-        Which labels are lesion; all but 0 when empty.
+        Which labels of the reference are lesion, or are the region; all but 0 when empty. Of
+        predictions that medseg did not write they are the lesion, too.
 
     Raises
     ------
-    DataError
-        No reference is there, or no place of predictions.
-    GeometryError
-        A prediction does not lie on its reference's grid.
+    DataError, ConfigError
+        As :func:`medseg.batch.pairs.find_pairs`.
     """
-    for path, role in ((predictions, "Predictions"), (references, "References")):
-        if not Path(path).exists():
-            # A mistyped folder must not pass for one whose predictions are all missing.
-            raise DataError(f"{role} must exist, but {path} does not.", hint="Check the path.")
-    pairs = _pairs(Path(predictions), Path(references))
-    cases: list[Row] = []
-    lesions: list[Row] = []
-    for case, predicted, reference in pairs:
-        truth = read_label_map(reference, allow_empty=True)
-        true = _inside(truth, labels)
-        spacing_mm = truth.grid.spacing_mm
-        if predicted is None:
-            cases.append({"case": case, MISSING: 1, **worst_scores(true, spacing_mm=spacing_mm)})
+    found = Evaluation()
+    for pair in find_pairs(Path(predictions), Path(references), region=region, labels=labels):
+        if isinstance(pair, Unclear):
+            found.failures.append(_failure(pair.case, pair.error))
             continue
-        found = read_label_map(predicted, allow_empty=True)
-        if not found.grid.matches(truth.grid, tolerance_mm=GRID_TOLERANCE_MM):
-            raise GeometryError(
-                f"A prediction must lie on its reference's grid, but {predicted} has shape "
-                f"{found.grid.shape} and {reference} has {truth.grid.shape}, or they lie apart.",
-                hint="Resample the prediction to the reference's grid.",
-            )
-        mask = _inside(found, labels)
-        cases.append(
-            {"case": case, MISSING: 0, **evaluate_masks(mask, true, spacing_mm=spacing_mm)}
+        row: Row | None = None
+        try:
+            truth = read_label_map(pair.reference, allow_empty=True)
+            true, spacing_mm = _inside(truth, labels), truth.grid.spacing_mm
+            row = {"case": pair.case, MISSING: 1, **worst_scores(true, spacing_mm=spacing_mm)}
+            mask = _read_prediction(pair, truth)
+            if mask is not None:
+                scores = evaluate_masks(mask, true, spacing_mm=spacing_mm)
+                lesions = lesion_table(mask, true, grid=truth.grid)
+                found.lesions += [{"case": pair.case, **lesion} for lesion in lesions]
+                row = {"case": pair.case, MISSING: 0, **scores}
+        except Exception as error:
+            # Any error, foreseen or not, costs this case alone; the traceback is in the log.
+            found.failures.append(_failure(pair.case, error))
+        if row is not None:
+            found.cases.append(row)
+    return found
+
+
+def _read_prediction(pair: Pair, truth: LabelMap) -> np.ndarray | None:
+    """Return the predicted mask, boolean (*s,); None where there is no prediction."""
+    if pair.predicted is None:
+        return None
+    predicted = read_label_map(pair.predicted, allow_empty=True)
+    if not predicted.grid.matches(truth.grid, tolerance_mm=GRID_TOLERANCE_MM):
+        raise GeometryError(
+            f"A prediction must lie on its reference's grid, but {pair.predicted} has shape "
+            f"{predicted.grid.shape} and {pair.reference} has {truth.grid.shape}, or they lie "
+            "apart.",
+            hint="Resample the prediction to the reference's grid.",
         )
-        lesions += [{"case": case, **row} for row in lesion_table(mask, true, grid=truth.grid)]
-    return cases, lesions
+    return _inside(predicted, pair.values)
 
 
 def _inside(label_map: LabelMap, labels: tuple[int, ...]) -> np.ndarray:
@@ -72,26 +97,13 @@ def _inside(label_map: LabelMap, labels: tuple[int, ...]) -> np.ndarray:
     return np.isin(data, labels) if labels else data > 0
 
 
-def _pairs(predictions: Path, references: Path) -> list[tuple[str, Path | None, Path]]:
-    if references.is_file():
-        return [(_stem(references), predictions if predictions.is_file() else None, references)]
-    files = sorted(p for p in references.glob("*") if p.name.endswith((".nii", ".nii.gz")))
-    if not files:
-        raise DataError(f"{references} must hold NIfTI masks, but it holds none.")
-    return [(_stem(file), _match(predictions, file), file) for file in files]
-
-
-def _match(predictions: Path, reference: Path) -> Path | None:
-    case = _stem(reference)
-    for candidate in (
-        predictions / reference.name,
-        predictions / case / f"{case}_mask.nii.gz",
-        predictions / f"{case}_mask.nii.gz",
-    ):
-        if candidate.is_file():
-            return candidate
-    return None
-
-
-def _stem(path: Path) -> str:
-    return path.name.removesuffix(".gz").removesuffix(".nii")
+def _failure(case: str, error: Exception) -> Row:
+    log.error("%s could not be scored: %s", case, error)
+    log.debug("traceback of %s", case, exc_info=error)
+    is_foreseen = isinstance(error, MedsegError)
+    return {
+        "scan": case,
+        "stage": "score",
+        "reason": error.message if is_foreseen else f"{type(error).__name__}: {error}",
+        "hint": error.hint if is_foreseen else "Not foreseen: see the log for the traceback.",
+    }

@@ -368,8 +368,10 @@ def test_evaluate_refuses_folders_that_are_not_there_and_other_grids(tmp_path: P
     out = ("--out", tmp_path / "x.tsv")
     assert run("evaluate", tmp_path / "typo", tmp_path / "truth", *out) == 4
     assert run("evaluate", tmp_path / "truth", tmp_path / "none", *out) == 4
-    write_volume(tmp_path / "found" / "a.nii.gz", truth[1:])
+    (tmp_path / "found").mkdir()
     assert run("evaluate", tmp_path / "found", tmp_path / "truth", *out) == 4
+    write_volume(tmp_path / "found" / "a.nii.gz", truth[1:])
+    assert run("evaluate", tmp_path / "found", tmp_path / "truth", *out) == 3
 
 
 # --- train, harvest, fit-prior, finetune ----------------------------------------------------------
