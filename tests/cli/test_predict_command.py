@@ -224,6 +224,17 @@ def test_another_persons_results_are_never_replaced(
     assert [row["case"] for row in read_table(out / "cohort.tsv")] == ["P01"]
 
 
+def test_a_name_that_no_file_can_have_costs_its_case_alone(
+    scan: Path, model: Path, tmp_path: Path
+) -> None:
+    for name in ("good", "odd*"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        shutil.copy(scan, tmp_path / "data" / name)
+    out = tmp_path / "out"
+    assert run("predict", model, tmp_path / "data", out, "--device", "cpu") == 3
+    assert [row["scan"] for row in read_table(out / "failures.tsv")] == ["odd*"]
+
+
 def test_what_medseg_wrote_is_replaced(scan: Path, model: Path, tmp_path: Path) -> None:
     argv = ("predict", model, scan.parent, tmp_path / "out", "--device", "cpu")
     assert run(*argv) == 0
