@@ -10,33 +10,30 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from medseg.calibration.record import Calibration
+from medseg.calibration.record import NAME, Calibration
 from medseg.calibration.settings import CalibrationSettings
 from medseg.data.source import SubsetSource
 from medseg.data.sources.layout import subject_of
 from medseg.data.splits import subject_folds
-from medseg.errors import DataError
+from medseg.errors import ConfigError, DataError
 from medseg.experiment.plan import Cohort, ExperimentPlan
-from medseg.experiment.single import finetune_target, fingerprint, seen_beside
+from medseg.experiment.single import finetune_target, seen_beside
 from medseg.inference.calibrate import HeldOut, calibrate, warn_of_few
+from medseg.inference.conditions import ASKED
 from medseg.inference.intensity_prior import RefinementSettings
-from medseg.inference.model import (
-    SPEC_NAME,
-    WEIGHTS_NAME,
-    Model,
-    load_model,
-    save_calibration,
-    seen_subjects,
-)
+from medseg.inference.model import SPEC_NAME, Model, load_model, save_calibration, seen_subjects
+from medseg.inference.provenance import settings_to_json
 from medseg.inference.settings import PredictSettings
-from medseg.io.atomic import file_sha256, write_text
+from medseg.io.atomic import write_text
 from medseg.training.objectives import ObjectiveSettings
 from medseg.training.transfer import MethodSettings, Source
 
 log = logging.getLogger(__name__)
 
-#: Networks of folds, what each of them is a network of, and that the model itself is trained.
-FOLDS, BEGUN, TRAINED = "folds", "begun.txt", "trained.txt"
+#: Networks of folds, and what each of them is a network of.
+FOLDS, BEGUN = "folds", "begun.txt"
+#: Settings of a calibration that say what is promised.
+_PROMISED = ("coverage", "review_share", "volume_floor")
 
 
 def finetune_calibrated(
@@ -59,7 +56,7 @@ def finetune_calibrated(
     The model comes first: it stands in ``out``, without a calibration, whatever becomes of the
     rest. Then for each fold of subjects a network is trained like it on the others, and predicts
     them. These networks lie in ``out/folds`` until all is done, so that an interrupted run goes on
-    where it stopped.
+    where it stopped. What is finished is not done again.
 
     Parameters
     ----------
@@ -75,6 +72,8 @@ def finetune_calibrated(
 
     Raises
     ------
+    ConfigError
+        There is a model of another training in ``out``, or another calibration.
     DataError
         Before any training: not so many folds, or the source or more scans have people of the
         target, whom no fold then leaves out.
@@ -85,13 +84,12 @@ def finetune_calibrated(
     intervals and masks are wider than the model's own errors ask for. There is no proof that they
     cover, as there is for cases that the model never saw (:func:`calibrate_on`).
     """
-    learned = plan.target.source
-    identity = f"{key}-{method}-{objective}-{scans}-{fingerprint(source)}"
-    identity += f"-{refine}" if refine else ""
+    learned, asked = plan.target.source, settings or CalibrationSettings()
+    predict = predict or PredictSettings()
     # What cannot be is refused before the first training.
     parts = subject_folds(learned, folds, seed=plan.protocol.seed)
     _refuse_seen(seen_beside(plan, scans, source), learned.subjects, other_people)
-    warn_of_few(len(set(learned.subjects)), settings or CalibrationSettings())
+    warn_of_few(len(set(learned.subjects)), asked)
     train = partial(
         finetune_target,
         method=method,
@@ -100,7 +98,9 @@ def finetune_calibrated(
         scans=scans,
         refine=refine,
     )
-    model = _whole_model(plan, out, identity, train=partial(train, key=key))
+    model = train(plan, out=out, key=key)
+    if (out / NAME).is_file():
+        return _calibrated_before(out, folds, predict, asked)
     held_out: list[HeldOut] = []
     for number, left_out in enumerate(parts):
         kept = [case for case in learned.identifiers if case not in set(left_out)]
@@ -108,30 +108,39 @@ def finetune_calibrated(
         fold = _fold_model(
             replace(plan, target=replace(plan.target, source=SubsetSource(learned, kept))),
             out / FOLDS / f"fold_{number + 1}_of_{folds}",
-            hashlib.sha256(f"{identity}-{kept}".encode()).hexdigest(),
+            hashlib.sha256(f"{model.spec.training['identity']}-{kept}".encode()).hexdigest(),
             train=train,
         )
         tested = replace(plan.target, source=SubsetSource(learned, left_out))
         held_out += held_out_cases(fold, tested, other_people=other_people)
     fitted = calibrate(
-        held_out, method="cross-fitted", predict=predict, settings=settings, model=model
+        held_out, method="cross-fitted", predict=predict, settings=asked, model=model
     )
+    fitted = replace(fitted, conditions=fitted.conditions | {"folds": folds})
     kept_as = save_calibration(model, out, fitted)
     shutil.rmtree(out / FOLDS)
     return replace(model, calibration=kept_as)
 
 
-def _whole_model(plan: ExperimentPlan, out: Path, identity: str, *, train: partial[Model]) -> Model:
-    """Return the model of all cases, trained unless it was before and is still there."""
-    trained = out / FOLDS / TRAINED
-    identity = hashlib.sha256(identity.encode()).hexdigest()
-    weights = out / WEIGHTS_NAME
-    is_there = trained.is_file() and weights.is_file()
-    if is_there and trained.read_text() == f"{identity} {file_sha256(weights)}":
-        log.info("%s was trained before", out.name)
-        return load_model(out, ignore_calibration=True)
-    model = train(plan, out=out)
-    write_text(trained, f"{identity} {file_sha256(weights)}")
+def _calibrated_before(
+    out: Path, folds: int, predict: PredictSettings, settings: CalibrationSettings
+) -> Model:
+    """Return the model with the calibration beside it, which must be the one asked for."""
+    model = load_model(out)
+    known, wanted = model.calibration, settings_to_json(predict)
+    if (
+        known is None
+        or known.method != "cross-fitted"
+        or known.conditions.get("folds") != folds
+        or any(known.conditions.get(name) != wanted[name] for name in ASKED)
+        or any(getattr(known, name) != getattr(settings, name) for name in _PROMISED)
+    ):
+        raise ConfigError(
+            f"A finished calibration is not written over, but that in {out} is another than one by "
+            f"{folds} folds for a coverage of {settings.coverage:g}.",
+            hint=f"Give another folder, or delete {NAME} if nobody needs it.",
+        )
+    log.info("done already: %s is calibrated so", out)
     return model
 
 

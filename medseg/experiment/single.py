@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,14 @@ from medseg.experiment.plan import Arm, ExperimentPlan
 from medseg.experiment.sources import intensities_of, more_scans, training_cases
 from medseg.inference.ensemble import joined, members_of
 from medseg.inference.intensity_prior import IntensityPrior, RefinementSettings
-from medseg.inference.model import Model, ModelSpec, load_model, seen_subjects, spec_to_json
+from medseg.inference.model import (
+    SPEC_NAME,
+    Model,
+    ModelSpec,
+    load_model,
+    seen_subjects,
+    spec_to_json,
+)
 from medseg.inference.provenance import versions
 from medseg.io.atomic import write_table
 from medseg.networks.unet import UNetSettings
@@ -119,13 +126,16 @@ def finetune_target(
 ) -> Model:
     """Train on every case of the plan's target by one method and save the model in ``out``.
 
-    An interrupted training goes on where it stopped when it is started again. With privileged
-    channels the model takes scans without them; a distilled one tells its own uncertainty. With
-    ``refine`` it remembers what these cases look like, and holds its predictions against each
-    scan's own intensities; where the cases show too little, it does not, with a warning.
+    An interrupted training goes on where it stopped when it is started again, and a finished one is
+    not done again. With privileged channels the model takes scans without them; a distilled one
+    tells its own uncertainty. With ``refine`` it remembers what these cases look like, and holds
+    its predictions against each scan's own intensities; where the cases show too little, it does
+    not, with a warning.
 
     Raises
     ------
+    ConfigError
+        There is a model of another training in ``out``.
     TrainingError
         The objective learns from more scans, but ``scans`` is not among those of the plan.
     """
@@ -134,10 +144,14 @@ def finetune_target(
     protocol = plan.protocol
     cases = training_cases(plan.target, plan, regions=protocol.regions, allow_missing=False)
     architecture = plan.architecture(len(protocol.channels), protocol.regions.channels)
-    looks = _looks(cases, plan, refine)
     training, origin = _training_plan(plan, architecture), fingerprint(source)
     chosen = method if objective is None else (method, objective, scans)
     checkpoints = Checkpoints(folder=out / "state", key=f"{key}-{chosen}-{origin}")
+    identity = hashlib.sha256(f"{checkpoints.key}-{refine}".encode()).hexdigest()
+    there = _made_before(out, identity)
+    if there is not None:
+        return there
+    looks = _looks(cases, plan, refine)
     choice = chosen_method(
         cases,
         training,
@@ -164,20 +178,12 @@ def finetune_target(
         ),
         strict=True,
     )
-    prior = source.priors.hash if source is not None and source.priors is not None else None
-    # All that tells a model from another of the same label.
-    used = TypeAdapter(Arm).dump_python(replace(arm, method=choice.method), mode="json")
-    record = {
-        **{part: used[part] for part in ("method", "objective", "scans", "refine")},
+    people, used = {case.subject for case in cases}, replace(arm, method=choice.method)
+    record = _record(used, source, people, seen_beside(plan, scans, source)) | {
         "source": origin,
-        "subjects": sorted({case.subject for case in cases}),
-        "seen_subjects": sorted(
-            seen_beside(plan, scans, source) | {case.subject for case in cases}
-        ),
+        "identity": identity,
         "seed": protocol.seed,
         "steps": results[0].steps,
-        "prior_hash": prior if method.method in WITH_PRIOR else None,
-        "versions": versions(),
     }
     spec = _spec(plan, arm, architecture, record)
     spec = replace(spec, temperature=choice.temperature, intensities=looks)
@@ -185,6 +191,36 @@ def finetune_target(
     model.save(out)
     _write_histories(out, choice, results, checkpoints)
     return model
+
+
+def _record(
+    arm: Arm, source: Source | None, people: Collection[str], beside: Collection[str]
+) -> dict[str, Any]:
+    """Return what tells a model from another of the same label, and whom its training saw."""
+    plain = TypeAdapter(Arm).dump_python(arm, mode="json")
+    prior = source.priors.hash if source is not None and source.priors is not None else None
+    return {
+        **{part: plain[part] for part in ("method", "objective", "scans", "refine")},
+        "subjects": sorted(people),
+        "seen_subjects": sorted({*people, *beside}),
+        "prior_hash": prior if arm.method.method in WITH_PRIOR else None,
+        "versions": versions(),
+    }
+
+
+def _made_before(out: Path, identity: str) -> Model | None:
+    """Return the model of this training where it is there already, None where there is none."""
+    if not (out / SPEC_NAME).is_file():
+        return None
+    there = load_model(out, ignore_calibration=True)
+    if there.spec.training.get("identity") != identity:
+        raise ConfigError(
+            f"A finished model is not written over, but {out} holds one that was trained by other "
+            "settings or from another source.",
+            hint="Give another folder, or delete this one if nobody needs it.",
+        )
+    log.info("done already: %s holds the model of this training", out)
+    return there
 
 
 def _looks(

@@ -149,8 +149,35 @@ def test_an_interrupted_cross_fit_goes_on(
     assert not (out / NAME).exists()
     assert load_model(out).calibration is None, "the model is there already"
     assert finetune(out, *options) == 0
-    assert trained == ["parts", "fold_1_of_2", "fold_1_of_2", "fold_2_of_2"]
+    # The model of all is asked for again, and there.
+    assert trained == ["parts", "fold_1_of_2", "parts", "fold_1_of_2", "fold_2_of_2"]
+    assert "done already" in (out / "medseg.log").read_text()
     assert (out / NAME).read_bytes() == (model / NAME).read_bytes()
+
+
+def test_a_finished_calibration_is_neither_made_again_nor_written_over(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = shutil.copytree(model, tmp_path / "mine")
+    before = {name: (mine / name).stat().st_mtime_ns for name in (NAME, "model.safetensors")}
+    asked = ("--calibrate", 2, "--coverage", 0.75)
+    for same in (asked, ()):
+        assert finetune(mine, *same) == 0
+        assert "done already" in capsys.readouterr().err
+    for other in (("--calibrate", 3, "--coverage", 0.75), ("--calibrate", 2, "--coverage", 0.8)):
+        assert finetune(mine, *other) == 2
+        assert f"delete {NAME}" in " ".join(capsys.readouterr().err.split())
+    assert finetune(mine, *asked, "protocol.seed=3") == 2
+    assert {name: (mine / name).stat().st_mtime_ns for name in before} == before
+    assert not (mine / "folds").exists()
+
+
+def test_a_model_that_was_finished_before_can_be_calibrated(model: Path, tmp_path: Path) -> None:
+    mine = shutil.copytree(model, tmp_path / "mine")
+    before = (mine / NAME).read_bytes()
+    (mine / NAME).unlink()
+    assert finetune(mine, "--calibrate", 2, "--coverage", 0.75) == 0
+    assert (mine / NAME).read_bytes() == before
 
 
 def test_people_of_source_and_more_scans_count_as_seen(

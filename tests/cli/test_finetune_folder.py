@@ -221,6 +221,39 @@ def test_an_interrupted_training_goes_on(
     assert all(torch.equal(value, parts[name]) for name, value in whole.items())
 
 
+@pytest.mark.parametrize("way", ["itself", "link", "a member"])
+def test_a_source_is_never_written_over(
+    tmp_path: Path, tumours: Path, way: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine, other = save_source(tmp_path / "mine"), save_source(tmp_path / "other")
+    (tmp_path / "link").symlink_to(mine)
+    out = {"itself": tmp_path / "other" / ".." / "mine", "link": tmp_path / "link"}.get(way, other)
+    before = {path: path.read_bytes() for path in mine.iterdir()}
+    argv = ("finetune", tumours, "--source", mine, "--source", other, "--method", "pr", *FAST)
+    assert run(*argv, "--out", out) == 2
+    assert "A source is never written over" in " ".join(capsys.readouterr().err.split())
+    assert {path: path.read_bytes() for path in mine.iterdir()} == before
+
+
+def test_a_finished_model_is_neither_trained_again_nor_written_over(
+    tmp_path: Path, tumours: Path, source: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    argv = ("finetune", tumours, "--source", source, "--method", "pr", *FAST, "--out", out)
+    assert run(*argv) == 0
+    kept = ("model.json", "model.safetensors", "history.tsv")
+    before = [(out / name).stat().st_mtime_ns for name in kept]
+    capsys.readouterr()
+    assert run(*argv) == 0
+    shown = capsys.readouterr()
+    assert "done already" in shown.err
+    assert shown.out == f"{out}\n"
+    for other in (("protocol.seed=1",), ("--set", "dropout=0.1"), ("--refine",)):
+        assert run(*argv, *other) == 2
+        assert "Give another folder" in " ".join(capsys.readouterr().err.split())
+    assert [(out / name).stat().st_mtime_ns for name in kept] == before
+
+
 def test_what_cannot_be_used_makes_no_folder(
     tmp_path: Path, tumours: Path, source: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

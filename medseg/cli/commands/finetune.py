@@ -1,5 +1,6 @@
 """``medseg finetune``: a model for a target, from one to twenty scans."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -139,6 +140,7 @@ def finetune(
     from medseg.inference.model import load_model
 
     _check_calibration(calibrate, coverage, other_people)
+    _check_out(out, source or ())
     models = [load_model(folder, ignore_calibration=True) for folder in source or ()]
     spec = models[0].spec if models else None
     command = f"medseg finetune {data}"
@@ -247,6 +249,21 @@ def _check_calibration(folds: int, coverage: float | None, other_people: bool) -
             f"{' and '.join(ignored)} belong to a calibration, but --calibrate is not given.",
             hint="Add --calibrate 5, or leave them out.",
         )
+
+
+def _check_out(out: Path, sources: Sequence[Path]) -> None:
+    from medseg.errors import ConfigError, ScanFileError
+    from medseg.inference.model import SPEC_NAME, WEIGHTS_NAME
+    from medseg.io.atomic import refuse_overwrite
+
+    try:
+        for name in (WEIGHTS_NAME, SPEC_NAME):
+            refuse_overwrite(out / name, [folder / name for folder in sources])
+    except ScanFileError as error:
+        raise ConfigError(
+            f"A source is never written over, but --out {out} is a --source or holds files of it.",
+            hint="Give another folder to --out.",
+        ) from error
 
 
 def _check_channels(plan: "ExperimentPlan", source: "ModelSpec | None") -> None:
