@@ -4,7 +4,8 @@ Batch number ``step`` is a function of the seed and the step alone: nothing is r
 batches, so a training that is resumed sees exactly what the uninterrupted one would have seen.
 """
 
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Protocol
 
@@ -33,6 +34,7 @@ __all__ = [
     "PatchSampler",
     "PatchSettings",
     "TrainingCase",
+    "cases_sha256",
     "make_training_case",
 ]
 
@@ -186,6 +188,17 @@ def make_training_case(
         brain=prepared.brain,
         has_background=regions.mode == "classes",
     )
+
+
+def cases_sha256(cases: Iterable[TrainingCase]) -> str:
+    """Return a SHA-256 over all that a training sees of its cases, in their order."""
+    digest = hashlib.sha256()
+    for case in cases:
+        digest.update(repr((case.identifier, case.subject)).encode())
+        for part in (case.image, case.present, case.target, case.known, case.brain):
+            digest.update(f"{part.dtype} {tuple(part.shape)}".encode())
+            digest.update(part.contiguous().numpy().data)
+    return digest.hexdigest()
 
 
 class PatchSampler:

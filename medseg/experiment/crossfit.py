@@ -21,17 +21,25 @@ from medseg.experiment.single import finetune_target, seen_beside
 from medseg.inference.calibrate import HeldOut, calibrate, warn_of_few
 from medseg.inference.conditions import ASKED
 from medseg.inference.intensity_prior import RefinementSettings
-from medseg.inference.model import SPEC_NAME, Model, load_model, save_calibration, seen_subjects
+from medseg.inference.model import (
+    SPEC_NAME,
+    WEIGHTS_NAME,
+    Model,
+    load_model,
+    save_calibration,
+    seen_subjects,
+)
 from medseg.inference.provenance import settings_to_json
 from medseg.inference.settings import PredictSettings
-from medseg.io.atomic import write_text
+from medseg.io.atomic import file_sha256, write_text
 from medseg.training.objectives import ObjectiveSettings
 from medseg.training.transfer import MethodSettings, Source
 
 log = logging.getLogger(__name__)
 
-#: Networks of folds, and what each of them is a network of.
-FOLDS, BEGUN = "folds", "begun.txt"
+#: Networks of folds, what each of them is a network of, and the weights that were trained with
+#: them.
+FOLDS, BEGUN, TRAINED = "folds", "begun.txt", "trained.txt"
 #: Settings of a calibration that say what is promised.
 _PROMISED = ("coverage", "review_share", "volume_floor")
 
@@ -56,7 +64,8 @@ def finetune_calibrated(
     The model comes first: it stands in ``out``, without a calibration, whatever becomes of the
     rest. Then for each fold of subjects a network is trained like it on the others, and predicts
     them. These networks lie in ``out/folds`` until all is done, so that an interrupted run goes on
-    where it stopped. What is finished is not done again.
+    where it stopped; where scans or masks changed meanwhile all is trained anew. What is finished
+    is not done again.
 
     Parameters
     ----------
@@ -98,9 +107,10 @@ def finetune_calibrated(
         scans=scans,
         refine=refine,
     )
-    model = train(plan, out=out, key=key)
+    model = _whole_model(plan, out, train=partial(train, key=key))
     if (out / NAME).is_file():
         return _calibrated_before(out, folds, predict, asked)
+    identity = "-".join(model.spec.training[name] for name in ("identity", "data_sha256"))
     held_out: list[HeldOut] = []
     for number, left_out in enumerate(parts):
         kept = [case for case in learned.identifiers if case not in set(left_out)]
@@ -108,7 +118,7 @@ def finetune_calibrated(
         fold = _fold_model(
             replace(plan, target=replace(plan.target, source=SubsetSource(learned, kept))),
             out / FOLDS / f"fold_{number + 1}_of_{folds}",
-            hashlib.sha256(f"{model.spec.training['identity']}-{kept}".encode()).hexdigest(),
+            hashlib.sha256(f"{identity}-{kept}".encode()).hexdigest(),
             train=train,
         )
         tested = replace(plan.target, source=SubsetSource(learned, left_out))
@@ -120,6 +130,18 @@ def finetune_calibrated(
     kept_as = save_calibration(model, out, fitted)
     shutil.rmtree(out / FOLDS)
     return replace(model, calibration=kept_as)
+
+
+def _whole_model(plan: ExperimentPlan, out: Path, *, train: partial[Model]) -> Model:
+    """Return the model of all cases; one of this run, unfinished so far, may be trained anew."""
+    trained, weights = out / FOLDS / TRAINED, out / WEIGHTS_NAME
+    is_ours = weights.is_file() and trained.is_file()
+    is_ours = is_ours and trained.read_text() == file_sha256(weights)
+    was_there = (out / SPEC_NAME).is_file()
+    model = train(plan, out=out, replaces=is_ours)
+    if is_ours or not was_there:
+        write_text(trained, file_sha256(weights))
+    return model
 
 
 def _calibrated_before(
@@ -151,6 +173,7 @@ def _fold_model(
     begun = folder / BEGUN
     if folder.exists() and not (begun.is_file() and begun.read_text() == identity):
         # Of another training: its checkpoints would be refused.
+        log.warning("%s is of other settings, scans or masks: it starts anew", folder.name)
         shutil.rmtree(folder)
     if (folder / SPEC_NAME).is_file():
         log.info("%s was trained before", folder.name)

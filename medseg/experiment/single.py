@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from medseg.data.training_set import TrainingCase
+from medseg.data.training_set import TrainingCase, cases_sha256
 from medseg.errors import ConfigError, DataError
 from medseg.experiment.plan import Arm, ExperimentPlan
 from medseg.experiment.sources import intensities_of, more_scans, training_cases
@@ -123,14 +123,16 @@ def finetune_target(
     objective: ObjectiveSettings | None = None,
     scans: str = "",
     refine: RefinementSettings | None = None,
+    replaces: bool = False,
 ) -> Model:
     """Train on every case of the plan's target by one method and save the model in ``out``.
 
-    An interrupted training goes on where it stopped when it is started again, and a finished one is
-    not done again. With privileged channels the model takes scans without them; a distilled one
-    tells its own uncertainty. With ``refine`` it remembers what these cases look like, and holds
-    its predictions against each scan's own intensities; where the cases show too little, it does
-    not, with a warning.
+    An interrupted training goes on where it stopped when it is started again, or starts anew where
+    scans or masks changed; a finished one is not done again, and with ``replaces`` only where they
+    changed. With privileged channels the model takes scans without them; a distilled one tells its
+    own uncertainty. With ``refine`` it remembers what these cases look like, and holds its
+    predictions against each scan's own intensities; where the cases show too little, it does not,
+    with a warning.
 
     Raises
     ------
@@ -146,11 +148,13 @@ def finetune_target(
     architecture = plan.architecture(len(protocol.channels), protocol.regions.channels)
     training, origin = _training_plan(plan, architecture), fingerprint(source)
     chosen = method if objective is None else (method, objective, scans)
-    checkpoints = Checkpoints(folder=out / "state", key=f"{key}-{chosen}-{origin}")
-    identity = hashlib.sha256(f"{checkpoints.key}-{refine}".encode()).hexdigest()
-    there = _made_before(out, identity)
+    key = f"{key}-{chosen}-{origin}"
+    identity = hashlib.sha256(f"{key}-{refine}".encode()).hexdigest()
+    data = cases_sha256([*cases, *(() if more is None else more.cases)])
+    there = _made_before(out, identity, data, replaces=replaces)
     if there is not None:
         return there
+    checkpoints = Checkpoints(folder=out / "state", key=key, data=data)
     looks = _looks(cases, plan, refine)
     choice = chosen_method(
         cases,
@@ -182,6 +186,7 @@ def finetune_target(
     record = _record(used, source, people, seen_beside(plan, scans, source)) | {
         "source": origin,
         "identity": identity,
+        "data_sha256": data,
         "seed": protocol.seed,
         "steps": results[0].steps,
     }
@@ -208,19 +213,27 @@ def _record(
     }
 
 
-def _made_before(out: Path, identity: str) -> Model | None:
-    """Return the model of this training where it is there already, None where there is none."""
+def _made_before(out: Path, identity: str, data: str, *, replaces: bool) -> Model | None:
+    """Return the model of this training where it is there already, None where there is none.
+
+    One of the same settings but other data goes where it may be replaced.
+    """
     if not (out / SPEC_NAME).is_file():
         return None
     there = load_model(out, ignore_calibration=True)
-    if there.spec.training.get("identity") != identity:
-        raise ConfigError(
-            f"A finished model is not written over, but {out} holds one that was trained by other "
-            "settings or from another source.",
-            hint="Give another folder, or delete this one if nobody needs it.",
-        )
-    log.info("done already: %s holds the model of this training", out)
-    return there
+    is_alike = there.spec.training.get("identity") == identity
+    if is_alike and there.spec.training.get("data_sha256") == data:
+        log.info("done already: %s holds the model of this training", out)
+        return there
+    if is_alike and replaces:
+        log.warning("scans or masks changed since %s was trained: it is trained anew", out)
+        (out / SPEC_NAME).unlink()
+        return None
+    raise ConfigError(
+        f"A finished model is not written over, but {out} holds one that was trained "
+        + ("on other scans or masks." if is_alike else "by other settings or from another source."),
+        hint="Give another folder, or delete this one if nobody needs it.",
+    )
 
 
 def _looks(

@@ -1,6 +1,7 @@
 """State of a training on disk: tensors as safetensors, the rest as JSON; never a pickle."""
 
 import json
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 
 from medseg.errors import TrainingError
 from medseg.io.atomic import atomic_path, file_sha256, write_json
+
+log = logging.getLogger(__name__)
 
 _TENSORS, _STATE = "checkpoint-{step}.safetensors", "checkpoint.json"
 Rows = list[dict[str, float]]
@@ -46,7 +49,9 @@ class Checkpoints:
     ----------
     folder : Path
     key : str
-        Hash of all that the training depends on; a state with another key is refused.
+        Hash of the settings and the source of the training; a state with another key is refused.
+    data : str
+        Hash of its cases; a state with others is left, with a warning, and training starts anew.
     resume : bool
         Go on from the state that is there, if there is one.
     every_steps : int
@@ -55,6 +60,7 @@ class Checkpoints:
 
     folder: Path
     key: str
+    data: str = ""
     resume: bool = True
     every_steps: int = 200
 
@@ -67,6 +73,7 @@ class Checkpoints:
             self.folder / _STATE,
             {
                 "key": self.key,
+                "data": self.data,
                 "tensors": path.name,
                 "sha256": file_sha256(path),
                 "step": state.step,
@@ -83,7 +90,7 @@ class Checkpoints:
         Raises
         ------
         TrainingError
-            The state is of another training, or damaged.
+            The state is of other settings, or damaged.
         """
         path = self.folder / _STATE
         if not self.resume or not path.is_file():
@@ -91,10 +98,13 @@ class Checkpoints:
         saved = _read_state(path)
         if saved["key"] != self.key:
             raise TrainingError(
-                f"A training resumes with the data and settings it began with, but {path} was "
-                "written with others.",
+                f"A training resumes with the settings it began with, but {path} was written with "
+                "others.",
                 hint="Give another output folder, or restore the old settings.",
             )
+        if saved.get("data", "") != self.data:
+            log.warning("scans or masks changed since %s: the training starts anew", path)
+            return None
         tensors = self.folder / saved["tensors"]
         if not tensors.is_file() or file_sha256(tensors) != saved["sha256"]:
             raise TrainingError(

@@ -13,7 +13,7 @@ from medseg.cli.main import main
 from medseg.data.regions import RegionSettings
 from medseg.data.sources.brats import BratsSettings, BratsSource
 from medseg.errors import ConfigError
-from medseg.experiment import single
+from medseg.experiment import crossfit, single
 from medseg.experiment.single import fingerprint, load_source_model, source_from
 from medseg.inference.model import Model, ModelSpec, load_model
 from medseg.inference.predict import predict_case
@@ -219,6 +219,66 @@ def test_an_interrupted_training_goes_on(
     assert "resumed at step 2" in (out / "medseg.log").read_text()
     whole, parts = (load_model(tmp_path / n).network.state_dict() for n in ("whole", "parts"))
     assert all(torch.equal(value, parts[name]) for name, value in whole.items())
+
+
+def change_a_mask(case: Path) -> None:
+    image = nib.load(case / "seg.nii.gz")
+    data = np.array(image.dataobj, dtype=np.uint8)
+    data[6, 6:10, 10] = 1
+    nib.save(nib.Nifti1Image(data, image.affine), case / "seg.nii.gz")
+
+
+def test_a_training_begins_anew_where_a_mask_changed(
+    tmp_path: Path,
+    tumours: Path,
+    source: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    argv = ("finetune", tumours, "--source", source, "--method", "pr", *FAST, "--out")
+    save, out = Model.save, tmp_path / "parts"
+
+    def interrupt(self: Model, folder: Path) -> None:
+        monkeypatch.setattr(Model, "save", save)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Model, "save", interrupt)
+    monkeypatch.setattr(single, "Checkpoints", partial(Checkpoints, every_steps=1))
+    assert run(*argv, out) == 130
+    change_a_mask(tumours / "pat1")
+    assert run(*argv, out) == 0
+    assert "training starts anew" in (out / "medseg.log").read_text()
+    assert run(*argv, tmp_path / "whole") == 0
+    whole, parts = (load_model(tmp_path / n).network.state_dict() for n in ("whole", "parts"))
+    assert all(torch.equal(value, parts[name]) for name, value in whole.items())
+    change_a_mask(tumours / "pat2")
+    capsys.readouterr()
+    assert run(*argv, out) == 2, "a finished one stays"
+    assert "trained on other scans or masks" in " ".join(capsys.readouterr().err.split())
+
+
+def test_an_unfinished_calibration_begins_anew_where_a_mask_changed(
+    tmp_path: Path, tumours: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    argv = ("finetune", tumours, "--source", source, "--method", "pr", *FAST, "--calibrate", 2)
+    out, real = tmp_path / "parts", crossfit.held_out_cases
+
+    def interrupt(*_: object, **__: object) -> None:
+        monkeypatch.setattr(crossfit, "held_out_cases", real)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(crossfit, "held_out_cases", interrupt)
+    assert run(*argv, "--out", out) == 130
+    first = load_model(out).fingerprint()
+    change_a_mask(tumours / "pat1")
+    assert run(*argv, "protocol.seed=1", "--out", out) == 2, "other settings are another model"
+    assert load_model(out).fingerprint() == first
+    assert run(*argv, "--out", out) == 0
+    assert run(*argv, "--out", tmp_path / "whole") == 0
+    names = ("model.safetensors", "calibration.json")
+    assert [(out / n).read_bytes() for n in names] == [
+        (tmp_path / "whole" / n).read_bytes() for n in names
+    ]
 
 
 @pytest.mark.parametrize("way", ["itself", "link", "a member"])

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from medseg.data.training_set import (
     PatchSampler,
     PatchSettings,
     TrainingCase,
+    cases_sha256,
     make_training_case,
 )
 from medseg.errors import DataError, ShapeError
@@ -65,6 +67,29 @@ def same(one: Batch, other: Batch) -> bool:
         and torch.equal(one.target, other.target)
         and torch.equal(one.known, other.known)
     )
+
+
+def test_the_hash_of_cases_is_of_all_that_a_training_sees() -> None:
+    a, b = make_case("a"), make_case("b")
+    assert cases_sha256([a, b]) == cases_sha256([make_case("a"), make_case("b")])
+    brain, target, image = a.brain.clone(), a.target.clone(), a.image.clone()
+    brain[5, 5, 5] = False
+    target[0, 7, 7, 7] = 1
+    image[1, 9, 9, 9] += 1e-3
+    others = [
+        replace(a, **change)
+        for change in (
+            {"identifier": "c"},
+            {"subject": "c"},
+            {"brain": brain},
+            {"target": target},
+            {"image": image},
+            {"known": torch.tensor([True, False])},
+            {"present": torch.tensor([True, False])},
+        )
+    ]
+    found = {cases_sha256(some) for some in ([a, b], [b, a], [a], *([one, b] for one in others))}
+    assert len(found) == 3 + len(others)
 
 
 def test_batch_depends_on_seed_and_step_alone() -> None:

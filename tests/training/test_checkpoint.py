@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -71,9 +72,18 @@ def test_nothing_saved_is_nothing_to_resume(tmp_path):
 
 def test_a_state_of_another_training_is_refused(saved):
     other = Checkpoints(folder=saved.folder, key="other")
-    with pytest.raises(TrainingError, match="data and settings it began with") as caught:
+    with pytest.raises(TrainingError, match="settings it began with") as caught:
         other.load()
     assert "Give another output folder" in str(caught.value.hint)
+
+
+def test_a_state_of_other_cases_is_left_and_said(saved, caplog):
+    other = replace(saved, data="changed")
+    assert other.load() is None
+    assert "starts anew" in caplog.text
+    other.save(TrainingState(step=1), TENSORS)
+    assert other.load()[0].step == 1
+    assert saved.load() is None
 
 
 def test_damaged_tensors_are_refused(saved):
