@@ -137,6 +137,11 @@ class Arm:
             raise ValueError("auto tries its method on cases left out: distil gaussian instead")
         if self.distils and self.method.networks > 1:
             raise ValueError(f"distillation gives one network, not {self.method.networks} networks")
+        if self.distils and self.method.shares_back != (0.0,):
+            raise ValueError(
+                "a student has twice the outputs of the source and cannot go back to it, but "
+                f"wise_share is {self.method.wise_share}"
+            )
         return self
 
     @property

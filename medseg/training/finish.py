@@ -5,6 +5,7 @@ import copy
 import torch
 from torch import nn
 
+from medseg.errors import TrainingError
 from medseg.inference.ensemble import joined
 from medseg.training.method import MethodSettings, Source, TrainingPlan
 from medseg.training.start import load_source, new_network
@@ -39,11 +40,28 @@ def interpolate(
 
     A fresh head has no source to go back to and is left out by ``skip``.
 
+    Raises
+    ------
+    TrainingError
+        The two have other weights, or weights of other shapes; nothing is moved then.
+
     References
     ----------
     Wortsman et al. 2022, "Robust fine-tuning of zero-shot models", section 3.
     """
     before = dict(start.named_parameters())
-    for name, value in network.named_parameters():
-        if not (skip and name.startswith(skip)):
-            value.lerp_(before[name].to(value.device), share)
+    moved = {
+        name: value
+        for name, value in network.named_parameters()
+        if not (skip and name.startswith(skip))
+    }
+    for name, value in moved.items():
+        shape = tuple(before[name].shape) if name in before else None
+        if shape != tuple(value.shape):
+            raise TrainingError(
+                f"Weights go back to those of the same shape, but {name} has shape "
+                f"{tuple(value.shape)} and where it goes {shape or 'there is none'}.",
+                hint="Go back to the source that the network was trained from.",
+            )
+    for name, value in moved.items():
+        value.lerp_(before[name].to(value.device), share)

@@ -191,7 +191,7 @@ class MethodSettings:
     def trained_as(self) -> "MethodSettings":
         """The method whose training each member takes, before what its last act is."""
         if self.method == "wise":
-            return MethodSettings(method="pr")
+            return MethodSettings(method="pr", dropout=self.dropout)
         plain = self.resolved(0.0) if self.method == "auto" else self
         return replace(plain, members=1, wise_share=None, folds=_FOLDS)
 

@@ -72,4 +72,7 @@ def test_members_start_from_the_network_at_hand() -> None:
 def test_several_members_are_no_student() -> None:
     with pytest.raises(ConfigError, match="distillation gives one network"):
         load_arm("gaussian", ["members=2"], objective="distillation")
+    with pytest.raises(ConfigError, match=r"cannot go back to it, but wise_share is 0\.5"):
+        load_arm("gaussian", ["wise_share=0.5"], objective="distillation")
+    assert load_arm("gaussian", ["wise_share=0"], objective="distillation").distils
     assert load_arm("gaussian", ["members=2"]).label == "gaussian_x2"

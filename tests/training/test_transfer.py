@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from pydantic import ValidationError
+from torch import nn
 
 from medseg.data.regions import RegionSettings
 from medseg.data.training_set import PatchSampler
@@ -257,6 +258,26 @@ def test_interpolation_keeps_its_end(toy):
     interpolate(moved, second, share=1.0)
     assert same(moved.state_dict(), wanted) == set(wanted)
     assert same(second.state_dict(), wanted) == set(wanted)
+
+
+def test_weights_of_another_shape_are_not_gone_back_to(toy):
+    one = new_network(toy.plan(names=("whole",)).architecture, seed=0)
+    two = new_network(toy.plan(names=("core", "whole")).architecture, seed=1)
+    before = toy.tensors_of(two)
+    # One output would be spread over two without a word.
+    with pytest.raises(TrainingError, match=r"head.weight has shape \(2, .*where it goes \(1, "):
+        interpolate(two, one, share=0.5)
+    assert same(two.state_dict(), before) == set(before)
+    interpolate(two, one, share=0.5, skip=("head",))
+    with pytest.raises(TrainingError, match="there is none"):
+        interpolate(two, nn.Linear(1, 1), share=0.5)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_a_method_trains_has_its_dropout(toy, method):
+    plain = toy.plan().architecture
+    asked = MethodSettings(method=method, dropout=0.1)
+    assert asked.trained_as.architecture(plain) == asked.architecture(plain) != plain
 
 
 # ---------------------------------------------------------------------------- variational methods
