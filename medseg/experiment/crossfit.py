@@ -82,7 +82,8 @@ def finetune_calibrated(
     Raises
     ------
     ConfigError
-        There is a model of another training in ``out``, or another calibration.
+        There is a model of another training in ``out``, or another calibration; or somebody's
+        folder where the network of a fold would lie.
     DataError
         Before any training: not so many folds, or the source or more scans have people of the
         target, whom no fold then leaves out.
@@ -98,6 +99,7 @@ def finetune_calibrated(
     # What cannot be is refused before the first training.
     parts = subject_folds(learned, folds, seed=plan.protocol.seed)
     _refuse_seen(seen_beside(plan, scans, source), learned.subjects, other_people)
+    _refuse_strangers([_folder_of(out, number, folds) for number in range(folds)])
     warn_of_few(len(set(learned.subjects)), asked)
     train = partial(
         finetune_target,
@@ -117,7 +119,7 @@ def finetune_calibrated(
         log.info("fold %d of %d: %d cases left out", number + 1, folds, len(left_out))
         fold = _fold_model(
             replace(plan, target=replace(plan.target, source=SubsetSource(learned, kept))),
-            out / FOLDS / f"fold_{number + 1}_of_{folds}",
+            _folder_of(out, number, folds),
             hashlib.sha256(f"{identity}-{kept}".encode()).hexdigest(),
             train=train,
         )
@@ -128,7 +130,7 @@ def finetune_calibrated(
     )
     fitted = replace(fitted, conditions=fitted.conditions | {"folds": folds})
     kept_as = save_calibration(model, out, fitted)
-    shutil.rmtree(out / FOLDS)
+    _remove_folds(out / FOLDS)
     return replace(model, calibration=kept_as)
 
 
@@ -171,15 +173,50 @@ def _fold_model(
 ) -> Model:
     """Return the network of a fold, trained unless it was before."""
     begun = folder / BEGUN
-    if folder.exists() and not (begun.is_file() and begun.read_text() == identity):
+    if begun.is_file() and begun.read_text() != identity:
         # Of another training: its checkpoints would be refused.
         log.warning("%s is of other settings, scans or masks: it starts anew", folder.name)
-        shutil.rmtree(folder)
+        _remove_fold(folder)
     if (folder / SPEC_NAME).is_file():
         log.info("%s was trained before", folder.name)
         return load_model(folder, ignore_calibration=True)
     write_text(begun, identity)
     return train(plan, out=folder, key=identity)
+
+
+def _folder_of(out: Path, number: int, folds: int) -> Path:
+    return out / FOLDS / f"fold_{number + 1}_of_{folds}"
+
+
+def _refuse_strangers(folders: Sequence[Path]) -> None:
+    for folder in folders:
+        # Nothing, or what was not written to its end, is nobody's.
+        names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+        if BEGUN not in names and any(not name.startswith(".") for name in names):
+            raise ConfigError(
+                f"The network of a fold lies in a folder of its own, but {folder} was made by "
+                "somebody else.",
+                hint="Move it away, or give another output folder.",
+            )
+
+
+def _remove_folds(folder: Path) -> None:
+    """Remove what cross-fitting made, of any number of folds; whatever else lies there stays."""
+    for begun in folder.glob(f"fold_*_of_*/{BEGUN}"):
+        _remove_fold(begun.parent)
+    (folder / TRAINED).unlink(missing_ok=True)
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def _remove_fold(folder: Path) -> None:
+    """Remove the folder of a fold, its mark last: one half removed is still known as made here."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != BEGUN:
+            path.unlink()
+    shutil.rmtree(folder)
 
 
 def held_out_cases(model: Model, cohort: Cohort, *, other_people: bool = False) -> list[HeldOut]:

@@ -172,6 +172,26 @@ def test_a_finished_calibration_is_neither_made_again_nor_written_over(
     assert not (mine / "folds").exists()
 
 
+def test_what_lies_beside_the_folds_is_left(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = shutil.copytree(model, tmp_path / "mine")
+    (mine / NAME).unlink()
+    for name in ("notes.txt", "fold_2_of_2/mine.txt", "older/x.txt"):
+        (mine / "folds" / name).parent.mkdir(parents=True, exist_ok=True)
+        (mine / "folds" / name).write_text("mine")
+    asked = ("--calibrate", 2, "--coverage", 0.75)
+    assert finetune(mine, *asked) == 2
+    assert "fold_2_of_2 was made by somebody else" in " ".join(capsys.readouterr().err.split())
+    (mine / "folds" / "fold_2_of_2" / "mine.txt").unlink()
+    of_a_run_by_three = mine / "folds" / "fold_1_of_3"
+    of_a_run_by_three.mkdir()
+    (of_a_run_by_three / "begun.txt").write_text("x")
+    assert finetune(mine, *asked) == 0
+    left = {path.relative_to(mine / "folds").as_posix() for path in (mine / "folds").rglob("*")}
+    assert left == {"notes.txt", "older", "older/x.txt"}
+
+
 def test_a_model_that_was_finished_before_can_be_calibrated(model: Path, tmp_path: Path) -> None:
     mine = shutil.copytree(model, tmp_path / "mine")
     before = (mine / NAME).read_bytes()
