@@ -150,8 +150,8 @@ def _close_log_files() -> None:
             handler.close()
 
 
-def begin(out: Path | None = None) -> None:
-    """Set how much is shown, and keep everything in ``OUT/medseg.log``.
+def begin(out: Path | None = None, *, name: str = "medseg.log") -> None:
+    """Set how much is shown, and keep everything in the log ``name`` in the folder ``out``.
 
     Raises
     ------
@@ -166,7 +166,7 @@ def begin(out: Path | None = None) -> None:
     if out is not None:
         try:
             out.mkdir(parents=True, exist_ok=True)
-            keep = logging.FileHandler(out / "medseg.log", encoding="utf-8")
+            keep = logging.FileHandler(out / name, encoding="utf-8")
         except OSError as error:
             raise ConfigError(
                 f"The output must be a folder one can write to, but {out} is not: "

@@ -29,6 +29,7 @@ from medseg.inference.model import (
     save_calibration,
     seen_subjects,
 )
+from medseg.inference.people import seen_among
 from medseg.inference.provenance import settings_to_json
 from medseg.inference.settings import PredictSettings
 from medseg.io.atomic import file_sha256, write_text
@@ -250,7 +251,7 @@ def held_out_cases(model: Model, cohort: Cohort, *, other_people: bool = False) 
 
 def _refuse_seen(seen: Collection[str], subjects: Sequence[str], other_people: bool) -> None:
     # Models made when fewer words were known of visits have some of these in their subjects' names.
-    known = sorted({*seen, *map(subject_of, seen)} & set(subjects))
+    known = seen_among({*seen, *map(subject_of, seen)}, subjects)
     if known and not other_people:
         raise DataError(
             "A model is calibrated on people that its training has not seen, but it, its source or "

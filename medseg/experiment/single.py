@@ -25,6 +25,7 @@ from medseg.inference.model import (
     seen_subjects,
     spec_to_json,
 )
+from medseg.inference.people import hidden_names
 from medseg.inference.provenance import versions
 from medseg.io.atomic import write_table
 from medseg.networks.unet import UNetSettings
@@ -94,7 +95,8 @@ def _check_alike(first: Model, other: Model) -> None:
 def seen_beside(plan: ExperimentPlan, scans: str, source: Source | None) -> frozenset[str]:
     """Return the subjects that a training sees besides the target's.
 
-    Those of its source, and of more scans that it learns from or rehearses.
+    Those of its source, by name or as salted hashes, and of more scans that it learns from or
+    rehearses.
     """
     more = (cohort.source.subjects for cohort in plan.scans.get(scans, ()))
     return frozenset[str]().union(() if source is None else source.subjects, *more)
@@ -183,7 +185,8 @@ def finetune_target(
         strict=True,
     )
     people, used = {case.subject for case in cases}, replace(arm, method=choice.method)
-    record = _record(used, source, people, seen_beside(plan, scans, source)) | {
+    beside = seen_beside(plan, scans, source)
+    record = _record(used, source, people, beside, key=f"{identity}-{data}") | {
         "source": origin,
         "identity": identity,
         "data_sha256": data,
@@ -199,15 +202,15 @@ def finetune_target(
 
 
 def _record(
-    arm: Arm, source: Source | None, people: Collection[str], beside: Collection[str]
+    arm: Arm, source: Source | None, people: Collection[str], beside: Collection[str], *, key: str
 ) -> dict[str, Any]:
     """Return what tells a model from another of the same label, and whom its training saw."""
     plain = TypeAdapter(Arm).dump_python(arm, mode="json")
     prior = source.priors.hash if source is not None and source.priors is not None else None
     return {
         **{part: plain[part] for part in ("method", "objective", "scans", "refine")},
-        "subjects": sorted(people),
-        "seen_subjects": sorted({*people, *beside}),
+        "subjects": hidden_names(people, key=key),
+        "seen_subjects": hidden_names({*people, *beside}, key=key),
         "prior_hash": prior if arm.method.method in WITH_PRIOR else None,
         "versions": versions(),
     }

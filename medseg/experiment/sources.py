@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from medseg.data.regions import RegionSettings
 from medseg.data.splits import bootstrap_subjects, split_by_subject
-from medseg.data.training_set import TrainingCase, make_training_case
+from medseg.data.training_set import TrainingCase, cases_sha256, make_training_case
 from medseg.errors import ConfigError
 from medseg.experiment.cohort_check import refuse_own_people, refuse_same_masks
 from medseg.experiment.plan import Cohort, ExperimentPlan, source_regions
@@ -22,6 +22,7 @@ from medseg.inference.intensity_prior import (
     fit_intensity_prior,
 )
 from medseg.inference.model import Model, ModelSpec, load_model, seen_subjects
+from medseg.inference.people import hidden_names
 from medseg.inference.posterior import Head
 from medseg.inference.provenance import versions
 from medseg.io.atomic import atomic_path, write_table
@@ -316,6 +317,7 @@ def _train_member(
         for region in regions.names
         if region in cohort.definition
     }
+    people = f"{key}-{training.seed}-{cases_sha256(cases)}"
     spec = ModelSpec(
         architecture=architecture,
         channels=protocol.channels,
@@ -326,9 +328,9 @@ def _train_member(
         patch=protocol.patch.size,
         method="source" if pretext is None else pretext.kind,
         training={
-            "subjects": sorted(set(drawn)),
+            "subjects": hidden_names(drawn, key=people),
             # Early stopping looked at the rest: no word on them would be one on new people.
-            "seen_subjects": sorted({case.subject for case in cases}),
+            "seen_subjects": hidden_names({case.subject for case in cases}, key=people),
             "seed": training.seed,
             "versions": versions(),
         },

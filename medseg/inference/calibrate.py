@@ -108,12 +108,13 @@ def calibrate(
     del strata
     seen: list[list[_RegionEvidence]] = []
     intensities, made = [], []
-    for one in held_out:
+    for number, one in enumerate(held_out, start=1):
         prediction, evidence = _look(one, others[one.subject], asked, chosen)
         seen.append(evidence)
         intensities.append(prediction.intensities)
         made.append(conditions(prediction))
-        log.info("calibration: %s is predicted and compared", one.identifier)
+        # By number: the log of a fine-tuning lies in the model's folder, which travels.
+        log.info("calibration: case %d of %d is predicted and compared", number, len(held_out))
     distances = distances_left_out(intensities, intensities, subjects)
     return Calibration(
         method=method,

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
+#: Of whom the card tells how many they are.
+_PEOPLE = ("subjects", "seen_subjects")
+
 
 def model_card(spec: dict[str, Any], *, n_weights: int) -> str:
     """Return a model's card in Markdown.
@@ -76,4 +79,5 @@ def _pairs(values: dict[str, Any]) -> str:
 def _training(training: dict[str, Any]) -> list[str]:
     if not training:
         return ["Not recorded."]
-    return [f"- {key}: {json.dumps(value, default=str)}" for key, value in training.items()]
+    told = training | {key: len(training[key]) for key in _PEOPLE if key in training}
+    return [f"- {key}: {json.dumps(value, default=str)}" for key, value in told.items()]

@@ -73,8 +73,8 @@ class ModelSpec:
     temperature : float
         Logits are divided by it.
     training : dict
-        Free JSON: ``subjects`` trained on, ``seen_subjects`` in any way, seed, steps, versions,
-        prior hash.
+        Free JSON: ``subjects`` trained on, ``seen_subjects`` in any way, as salted hashes; seed,
+        steps, versions, prior hash.
     """
 
     architecture: UNetSettings
@@ -244,8 +244,8 @@ def _identity(description: dict[str, Any]) -> str:
 def seen_subjects(spec: ModelSpec) -> frozenset[str]:
     """Return the subjects that a model's training saw in any way, as far as it was recorded.
 
-    Besides those it was trained on these are the ones of early stopping, of its source models, and
-    of scans that it learned from or rehearsed beside the target's.
+    Besides those it was trained on also those of early stopping, source models and scans beside the
+    target's; as salted hashes, or names in models of before: ask by ``people.seen_among``.
     """
     training = spec.training
     return frozenset([*training.get("subjects", ()), *training.get("seen_subjects", ())])

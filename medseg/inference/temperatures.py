@@ -94,7 +94,7 @@ def strata_of(
             drawn = places[order]
             part = logits[:, :, drawn].numpy()
             strata.append(Stratum(part, truth[:, drawn].numpy(), len(places)))
-    log.info("calibration: %s is predicted for the temperature", one.identifier)
+    log.info("calibration: case %d is predicted for the temperature", number + 1)
     return strata
 
 

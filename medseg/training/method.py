@@ -215,7 +215,7 @@ class Source:
     networks : sequence of Module
         All source networks, ``network`` among them; empty where only that one is known.
     subjects : frozenset of str
-        Whose scans these networks have seen, as far as that is known.
+        Whose scans these networks have seen, as far as that is known; names or salted hashes.
     """
 
     network: nn.Module

@@ -10,8 +10,10 @@ import pytest
 
 from medseg.calibration.record import NAME
 from medseg.cli.main import main
+from medseg.config.build import load_plan
 from medseg.experiment import crossfit
 from medseg.inference.model import load_model
+from medseg.inference.people import seen_among
 from medseg.io.atomic import read_table
 
 DATA = ("target.settings.spacing_mm=8.0", "target.settings.n_subjects=4")
@@ -127,6 +129,10 @@ def test_a_model_is_calibrated_on_cases_that_it_never_saw(
     known = load_model(mine).calibration
     assert known is not None
     assert (known.method, known.n) == ("held-out", 4)
+    assert "has not seen" in (tmp_path / "mine_calibrate.log").read_text()
+    people = load_plan("experiment/demo", DATA).target.source.identifiers
+    for path in (p for p in mine.rglob("*") if p.is_file()):
+        assert not any(who.encode() in path.read_bytes() for who in people), path
     assert capsys.readouterr().out == f"{mine / NAME}\n"
     assert run(*argv, "protocol.threshold=0.4") == 2
     assert "protocol.threshold=0.4 would have no effect" in capsys.readouterr().err
@@ -206,7 +212,8 @@ def test_people_of_source_and_more_scans_count_as_seen(
     """By early stopping, by the source's source, and by scans beside the target's."""
     source = shutil.copytree(model, tmp_path / "source")
     description = json.loads((source / "model.json").read_text())
-    whose = description["spec"]["training"]["subjects"]
+    whose = load_plan("experiment/demo", DATA).target.source.subjects
+    # Models of before have the names as they are.
     description["spec"]["training"] |= {"subjects": ["x"], "seen_subjects": ["x", whose[0]]}
     (source / "model.json").write_text(json.dumps(description))
     out, more = tmp_path / "out", ("--method", "pr", "--source", source)
@@ -216,7 +223,9 @@ def test_people_of_source_and_more_scans_count_as_seen(
     assert not (out / "model.json").exists(), "refused before any training"
     assert run("finetune", *TARGET, "--out", out, *more, *few, "--other-people") == 0
     seen = load_model(out).spec.training["seen_subjects"]
-    assert set(seen) == {"x", *whose}
+    assert set(seen_among(seen, ["x", "y", *whose])) == {"x", *whose}
+    assert not {"x", *whose} & set(seen)
+    assert f"seen_subjects: {len(whose) + 1}\n" in (out / "card.md").read_text()
 
 
 @pytest.mark.parametrize(

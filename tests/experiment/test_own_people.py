@@ -15,6 +15,7 @@ from medseg.experiment.run import run_experiment
 from medseg.experiment.single import finetune_target
 from medseg.experiment.sources import more_scans, train_members
 from medseg.inference.model import load_model
+from medseg.inference.people import seen_among
 from medseg.networks.unet import UNetSettings
 from medseg.training.method import MethodSettings
 from medseg.training.rehearsal import RehearsalSettings
@@ -90,7 +91,10 @@ def test_a_source_names_who_chose_among_its_steps(plan: ExperimentPlan, tmp_path
     (folder,) = train_members(plan, "more", tmp_path, key="")
     (cohort,) = plan.sources["more"]
     model, everybody = load_model(folder), set(cohort.source.subjects)
-    drawn, seen = (set(model.spec.training[key]) for key in ("subjects", "seen_subjects"))
+    drawn, seen = (
+        set(seen_among(model.spec.training[key], everybody))
+        for key in ("subjects", "seen_subjects")
+    )
     assert seen == everybody
     assert drawn < everybody
     for subject in everybody:
@@ -115,7 +119,11 @@ def test_a_model_names_who_it_rehearsed(plan: ExperimentPlan, tmp_path: Path) ->
         scans="more",
     )
     (scans,) = plan.scans["more"]
-    assert set(model.spec.training["seen_subjects"]) >= set(scans.source.subjects)
+    everybody = {*scans.source.subjects, *plan.target.source.subjects}
+    assert set(seen_among(model.spec.training["seen_subjects"], everybody)) == everybody
+    for name in ("model.json", "card.md"):
+        text = (tmp_path / name).read_text()
+        assert not any(who in text for who in everybody)
     for cohort in (scans, plan.target):
         with pytest.raises(DataError, match="has not seen"):
             held_out_cases(model, cohort)

@@ -207,3 +207,12 @@ def test_a_description_knows_nothing_of_a_network_it_did_not_build(tmp_path: Pat
     Model(nn.Conv3d(2, 2, 1), spec()).save(tmp_path)
     with pytest.raises(ModelError, match=r"stem.* is missing.* more"):
         load_model(tmp_path)
+
+
+def test_the_card_counts_people_and_names_none(tmp_path: Path) -> None:
+    seen = {"subjects": ["anna"], "seen_subjects": ["anna", "berta"], "seed": 7}
+    named = dataclasses.replace(model(), spec=dataclasses.replace(spec(), training=seen))
+    named.save(tmp_path)
+    card = (tmp_path / "card.md").read_text()
+    assert "- subjects: 1\n- seen_subjects: 2\n- seed: 7\n" in card
+    assert "anna" not in card

@@ -70,7 +70,9 @@ def calibrate(
     loaded = load_model(model, ignore_calibration=True)
     command = f"medseg calibrate {model} {data}"
     plan = plan_for(data, overrides or (), kind=kind, source=loaded.spec, command=command)
-    begin(model)
+    # Not in the folder: a model travels, and what is said of cases names them.
+    folder = model.resolve()
+    begin(folder.parent, name=f"{folder.name}_calibrate.log")
     tell_people("calibrating", plan.target.source)
     fitted = calibrate_on(
         loaded,
