@@ -47,8 +47,10 @@ class RegionCalibration:
     temperature : float
         The logits of each sample are divided by it.
     nll_before_nats, nll_after_nats, ece_before, ece_after : float
-        Per voxel of the brain, at the model's own temperature and at the fitted one, on the cases
-        it was fitted to; of all classes together where these share a temperature.
+        Per voxel of the brain, at the network's spacing, of the probabilities that ``medseg
+        predict`` gives, refined where it refines: at the model's own temperature, and at those
+        fitted to the other subjects. In files of before of the network's own probabilities, at the
+        temperature fitted to the same cases, of all classes together where these share one.
     outer_cut, inner_cut : float or None
         Cuts of the conformal masks; None where there were too few cases.
     missed_share, false_share : float or None

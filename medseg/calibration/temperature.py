@@ -11,12 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.errors import DataError
-from medseg.metrics.calibration import (
-    calibration_error,
-    negative_log_likelihood_nats,
-    pool_reliability,
-    reliability_bins,
-)
+from medseg.metrics.calibration import negative_log_likelihood_nats
 
 HeadMode = Literal["regions", "classes"]
 #: Temperatures that are searched. At an end the likelihood has no best value worth the name.
@@ -112,17 +107,3 @@ def nll_nats(strata: Sequence[Stratum], temperature: float, *, mode: HeadMode = 
         for stratum in strata
     )
     return total / sum(stratum.voxels for stratum in strata)
-
-
-def expected_error(
-    strata: Sequence[Stratum], temperature: float, *, mode: HeadMode = "regions"
-) -> float:
-    """Return the expected calibration error at a temperature, in bins of equal width."""
-    tables = []
-    for stratum in strata:
-        bins = reliability_bins(tempered(stratum.logits, temperature, mode), stratum.truth)
-        weight = stratum.voxels / stratum.truth.shape[1]
-        for one in bins:
-            one["count"] = round(one["count"] * weight)
-        tables.append(bins)
-    return calibration_error(pool_reliability(tables))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -29,10 +29,14 @@ from medseg.inference.provenance import versions
 from medseg.inference.settings import PredictSettings
 from medseg.inference.temperatures import (
     HeldOut,
+    RegionError,
+    errors_of,
     fit_temperatures,
+    pooled,
     prepared_for,
     strata_of,
     temperatures_left_out,
+    truth_in_brain,
 )
 from medseg.metrics.calibration import brier_score, calibration_error, reliability_bins
 from medseg.metrics.lesions import covered_shares, is_found, label_lesions
@@ -44,6 +48,7 @@ log = logging.getLogger(__name__)
 class _RegionEvidence:
     """What one case says of one region."""
 
+    error: RegionError
     missed: NDArray[np.float64]
     false: NDArray[np.float64]
     residual: float
@@ -101,8 +106,11 @@ def calibrate(
         warn_of_few(n, chosen)
     model = model or held_out[0].model
     strata: dict[str, list[Stratum]] = {}
+    before: list[list[RegionError]] = []
     for number, one in enumerate(held_out):
-        strata.setdefault(one.subject, []).extend(strata_of(one, asked, chosen, number))
+        parts, errors = strata_of(one, asked, chosen, number)
+        strata.setdefault(one.subject, []).extend(parts)
+        before.append(errors)
     fits = fit_temperatures([part for own in strata.values() for part in own], model)
     others = temperatures_left_out(strata, model)
     del strata
@@ -125,7 +133,13 @@ def calibrate(
         volume_floor=chosen.volume_floor,
         conditions=joined(made),
         regions={
-            name: _region([case[index] for case in seen], subjects, fits[index], chosen)
+            name: _region(
+                [case[index] for case in seen],
+                subjects,
+                fits[index],
+                [case[index] for case in before],
+                chosen,
+            )
             for index, name in enumerate(model.spec.regions.names)
         },
         intensity=Typical.of(np.stack(intensities)),
@@ -187,12 +201,15 @@ def _look(
     own = one.model.spec.temperature
     case = one.load()
     model = replace(one.model, temperatures=tuple(own * factor for factor in factors))
-    prediction = predict_prepared_case(model, prepared_for(one, case), settings=predict)
+    prepared = prepared_for(one, case)
+    prediction = predict_prepared_case(model, prepared, settings=predict)
+    values = prediction.probability.values[:, prepared.brain]
+    errors = errors_of(values, truth_in_brain(one, prepared))
     label = case.label.data if case.label is not None else torch.zeros(case.grid.shape).int()
     truth, _ = encode(label, names=prediction.regions, definition=one.definition)
     return prediction, [
-        _compared(prediction, index, truth[index] > 0.5, predict, settings)
-        for index in range(len(prediction.regions))
+        _compared(prediction, index, truth[index] > 0.5, error, predict, settings)
+        for index, error in enumerate(errors)
     ]
 
 
@@ -200,6 +217,7 @@ def _compared(
     prediction: Prediction,
     index: int,
     truth: Tensor,
+    error: RegionError,
     predict: PredictSettings,
     settings: CalibrationSettings,
 ) -> _RegionEvidence:
@@ -216,6 +234,7 @@ def _compared(
     real = is_found(covered_shares(labels, count, true), rule)
     chances = [lesion.probability for lesion in prediction.lesions if lesion.region == name]
     return _RegionEvidence(
+        error=error,
         missed=conformal.missed_shares(chance, mask, true),
         false=conformal.false_shares(chance, mask, true),
         residual=conformal.log_volume_score(prediction.volume_ml(name), true_ml, spread=spread),
@@ -229,7 +248,8 @@ def _compared(
 def _region(
     seen: Sequence[_RegionEvidence],
     subjects: Sequence[str],
-    fit: Mapping[str, float],
+    temperature: float,
+    before: Sequence[RegionError],
     settings: CalibrationSettings,
 ) -> RegionCalibration:
     residuals = _worst_of(subjects, [one.residual for one in seen])
@@ -242,13 +262,20 @@ def _region(
     signs["shape"] = _worst_of(subjects, distances_left_out(shapes, usual, subjects))
     missed = _mean_of(subjects, [one.missed for one in seen])
     false = _mean_of(subjects, [one.false for one in seen])
+    (nll_before, ece_before), (nll_after, ece_after) = (
+        pooled(errors) for errors in (before, [one.error for one in seen])
+    )
     outer = inner = None
     if len(residuals) >= conformal.cases_needed(settings.coverage):
         allowed = 1.0 - settings.coverage
         outer = conformal.controlled_cut(missed, allowed, safe=0)
         inner = conformal.controlled_cut(false, allowed, safe=-1)
     return RegionCalibration(
-        **fit,
+        temperature=temperature,
+        nll_before_nats=nll_before,
+        nll_after_nats=nll_after,
+        ece_before=ece_before,
+        ece_after=ece_after,
         outer_cut=None if outer is None else float(conformal.CUTS[outer]),
         inner_cut=None if inner is None else float(conformal.CUTS[inner]),
         missed_share=None if outer is None else float(missed[:, outer].mean()),

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from medseg.calibration import temperature
 from medseg.calibration.settings import CalibrationSettings
@@ -18,7 +19,15 @@ from medseg.inference.model import Model
 from medseg.inference.plan import predict_image
 from medseg.inference.predict import prepare_for
 from medseg.inference.predictor import to_probabilities
+from medseg.inference.refinement import held_against
 from medseg.inference.settings import PredictSettings
+from medseg.metrics.calibration import (
+    ReliabilityBin,
+    calibration_error,
+    negative_log_likelihood_nats,
+    pool_reliability,
+    reliability_bins,
+)
 from medseg.preprocess.prepare import PreparedCase
 from medseg.scan import Case
 from medseg.seeding import torch_generator
@@ -62,20 +71,58 @@ def prepared_for(one: HeldOut, case: Case) -> PreparedCase:
     return prepare_for(one.model, case)
 
 
+@dataclass(frozen=True, eq=False)
+class RegionError:
+    """How far the probabilities of one region were off in the voxels of a brain.
+
+    Parameters
+    ----------
+    nll_nats : float
+        Mean over voxels.
+    bins : sequence of ReliabilityBin
+        Of as many voxels.
+    """
+
+    nll_nats: float
+    bins: Sequence[ReliabilityBin]
+
+
+def errors_of(probability: Tensor, truth: Tensor) -> list[RegionError]:
+    """Return how far probabilities (r, m) of regions are off, by their truth (r, m)."""
+    return [
+        RegionError(negative_log_likelihood_nats(chance, true), reliability_bins(chance, true))
+        for chance, true in zip(probability.cpu().numpy(), truth.cpu().numpy(), strict=True)
+    ]
+
+
+def pooled(errors: Sequence[RegionError]) -> tuple[float, float]:
+    """Return NLL in nats per voxel and expected calibration error of the voxels of all cases."""
+    voxels = [sum(one["count"] for one in error.bins) for error in errors]
+    nats = sum(n * error.nll_nats for n, error in zip(voxels, errors, strict=True)) / sum(voxels)
+    return nats, calibration_error(pool_reliability([error.bins for error in errors]))
+
+
+def truth_in_brain(one: HeldOut, prepared: PreparedCase) -> Tensor:
+    """Return which voxels of the brain are in each region, (r, m), on the network's grid."""
+    label = prepared.label if prepared.label is not None else prepared.brain.int()
+    target, _ = encode(label, names=one.model.spec.regions.names, definition=one.definition)
+    return target[:, prepared.brain] > 0.5
+
+
 def strata_of(
     one: HeldOut, predict: PredictSettings, settings: CalibrationSettings, number: int
-) -> list[Stratum]:
-    """Return logits inside the brain: of voxels where something is at stake, and of the others.
+) -> tuple[list[Stratum], list[RegionError]]:
+    """Return logits of voxels where something is at stake and of the others, and what is off.
 
-    They are divided by the temperature of the model itself, so that those of networks of several
-    folds are of one kind.
+    Logits are the network's, which a refinement takes for its prior, inside the brain. They are
+    divided by the temperature of the model itself, so that those of networks of several folds are
+    of one kind. What is off, of each region, are the probabilities that a prediction at this
+    temperature gives, refined where it is.
     """
     spec = one.model.spec
     hot = replace(one.model, temperatures=(HOT,) * len(spec.regions.names))
     prepared = prepared_for(one, one.load())
-    label = prepared.label if prepared.label is not None else prepared.brain.int()
-    target, _ = encode(label, names=spec.regions.names, definition=one.definition)
-    truth = target[:, prepared.brain] > 0.5
+    truth = truth_in_brain(one, prepared)
     kept = []
     for sample in predict_image(
         hot, prepared.image, settings=predict, source_shape=prepared.source_grid.shape
@@ -83,7 +130,10 @@ def strata_of(
         chances = sample.chunk(2)[0] if spec.has_share else sample
         kept.append(chances[:, prepared.brain])
     logits = to_logits(torch.stack(kept), spec.regions.mode).mul_(HOT / spec.temperature)
-    mean = to_probabilities(logits, mode=spec.regions.mode).mean(dim=0)[-len(truth) :]
+    samples = to_probabilities(logits, mode=spec.regions.mode)
+    mean = samples.mean(dim=0)[-len(truth) :]
+    refines = predict.refine and spec.intensities is not None
+    written = _refined(samples, prepared, one.model) if refines else mean
     doubtful = ((mean - 0.5).abs() < settings.doubtful) | ((mean > 0.5) != truth)
     at_stake = doubtful.any(dim=0)
     generator = torch_generator(0, "calibration voxels", number)
@@ -95,11 +145,27 @@ def strata_of(
             part = logits[:, :, drawn].numpy()
             strata.append(Stratum(part, truth[:, drawn].numpy(), len(places)))
     log.info("calibration: case %d is predicted for the temperature", number + 1)
-    return strata
+    return strata, errors_of(written, truth)
 
 
-def fit_temperatures(strata: Sequence[Stratum], model: Model) -> list[dict[str, float]]:
-    """Return the temperature of each region for a model and what it mends; classes share one.
+def _refined(samples: Tensor, prepared: PreparedCase, model: Model) -> Tensor:
+    """Return the mean probability (r, m) of samples (K, c, m) in the brain, as predict refines."""
+    names, brain = model.spec.regions.names, prepared.brain
+
+    def laid(sample: Tensor) -> Tensor:
+        whole = sample.new_zeros((len(sample), *brain.shape))
+        whole[:, brain] = sample
+        return whole
+
+    held = held_against(map(laid, samples), prepared.image, brain, names, model.spec.intensities)
+    total = torch.zeros_like(samples[0])
+    for sample in held:
+        total += sample[:, brain]
+    return (total / len(samples))[-len(names) :]
+
+
+def fit_temperatures(strata: Sequence[Stratum], model: Model) -> list[float]:
+    """Return the temperature of each region for a model; classes share one.
 
     Raises
     ------
@@ -119,15 +185,7 @@ def fit_temperatures(strata: Sequence[Stratum], model: Model) -> list[dict[str, 
         fitted = temperature.fit_temperature(part, mode=mode)
         if not 1.01 * temperature.LEAST < fitted < 0.99 * temperature.MOST:
             log.warning("temperature %.3g lies at an end of what is searched", fitted)
-        fits.append(
-            {
-                "temperature": fitted * model.spec.temperature,
-                "nll_before_nats": temperature.nll_nats(part, 1.0, mode=mode),
-                "nll_after_nats": temperature.nll_nats(part, fitted, mode=mode),
-                "ece_before": temperature.expected_error(part, 1.0, mode=mode),
-                "ece_after": temperature.expected_error(part, fitted, mode=mode),
-            }
-        )
+        fits.append(fitted * model.spec.temperature)
     return fits if mode == "regions" else fits * len(names)
 
 

@@ -4,7 +4,6 @@ import pytest
 from medseg.calibration.temperature import (
     HeadMode,
     Stratum,
-    expected_error,
     fit_temperature,
     nll_nats,
     tempered,
@@ -41,11 +40,10 @@ def test_classes_share_a_temperature() -> None:
     assert fit_temperature([stratum], mode="classes") == pytest.approx(2.5, rel=0.06)
 
 
-def test_likelihood_and_calibration_are_better_at_the_temperature() -> None:
+def test_the_likelihood_is_better_at_the_temperature() -> None:
     stratum = [drawn(3.0)]
     fitted = fit_temperature(stratum)
     assert nll_nats(stratum, fitted) < nll_nats(stratum, 1.0)
-    assert expected_error(stratum, fitted) < 0.02 < expected_error(stratum, 1.0)
 
 
 def test_each_region_has_its_own() -> None:
@@ -65,9 +63,6 @@ def test_voxels_stand_for_as_many_as_they_were_drawn_from() -> None:
     rest = Stratum(whole.logits[:, :, 500:], whole.truth[:, 500:], 900)
     expected = 0.1 * nll_nats([part], 1.2) + 0.9 * nll_nats([rest], 1.2)
     assert nll_nats([part, rest], 1.2) == pytest.approx(expected)
-    # A stratum that is drawn to a tenth says what the whole would.
-    tenth = Stratum(whole.logits[:, :, ::10], whole.truth[:, ::10], whole.voxels)
-    assert expected_error([tenth], 1.0) == pytest.approx(expected_error([whole], 1.0), abs=0.02)
 
 
 def test_a_region_that_no_case_has_is_refused() -> None:

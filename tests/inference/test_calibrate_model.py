@@ -20,12 +20,18 @@ from medseg.inference.calibrate import HeldOut, calibrate
 from medseg.inference.conditions import conditions, differing, joined
 from medseg.inference.decide import decide
 from medseg.inference.evidence import shape_features
+from medseg.inference.intensity_prior import IntensityPrior
 from medseg.inference.model import Model, ModelSpec, load_model, save_calibration
 from medseg.inference.outputs import cohort_rows, write_prediction
 from medseg.inference.predict import Prediction, predict_case
 from medseg.inference.settings import PredictSettings
 from medseg.inference.temperatures import strata_of, temperatures_left_out
 from medseg.inference.words import describe_decision
+from medseg.metrics.calibration import (
+    calibration_error,
+    negative_log_likelihood_nats,
+    reliability_bins,
+)
 from medseg.networks.unet import UNet, UNetSettings
 from medseg.preprocess.prepare import PreprocessSettings
 from medseg.scan import Case, LabelMap, Scan
@@ -145,6 +151,41 @@ def test_folds_that_are_bold_in_their_own_ways_are_put_on_one_scale(fitted: Cali
     model = Model(Bold(6.0), replace(spec(), temperature=2.0))
     found = calibrate(folds, predict=PREDICT, settings=SHARE_TRUE, model=model)
     assert found.temperatures == pytest.approx([2 * fitted.temperatures[0]], rel=1e-3)
+
+
+LOOKS = IntensityPrior(
+    regions=("lesion",),
+    tissues=(0, 1),
+    weights=(1.0, 1.0),
+    means=((-4.0,), (3.0,)),
+    covariances=(((4.0,),), ((4.0,),)),
+)
+
+
+@pytest.mark.parametrize("refine", [True, False])
+def test_the_errors_are_those_of_what_a_prediction_gives(refine: bool) -> None:
+    cases = held_out([case(number) for number in range(4)])
+    model = Model(Bold(), replace(spec(), temperature=1.5, intensities=LOOKS))
+    cases = [replace(one, model=model) for one in cases]
+    asked = replace(PREDICT, refine=refine)
+    lesion = calibrate(cases, predict=asked, settings=SHARE_TRUE).regions["lesion"]
+    strata = {one.subject: strata_of(one, asked, SHARE_TRUE, i)[0] for i, one in enumerate(cases)}
+    others = temperatures_left_out(strata, model)
+    for nll, ece, factors in (
+        (lesion.nll_before_nats, lesion.ece_before, dict.fromkeys(others, (1.0,))),
+        (lesion.nll_after_nats, lesion.ece_after, others),
+    ):
+        chances, truths = [], []
+        for one in cases:
+            told = replace(model, temperatures=(1.5 * factors[one.subject][0],))
+            found, label = one.load(), one.load().label
+            assert label is not None
+            values = predict_case(told, found, settings=asked).probability[0]
+            chances.append(values.numpy().ravel())
+            truths.append(label.data.numpy().ravel() > 0)
+        chance, truth = np.concatenate(chances), np.concatenate(truths)
+        assert nll == pytest.approx(negative_log_likelihood_nats(chance, truth), rel=1e-4)
+        assert ece == pytest.approx(calibration_error(reliability_bins(chance, truth)), rel=1e-2)
 
 
 def test_lesions_are_compared_with_the_reference(fitted: Calibration) -> None:
@@ -393,7 +434,7 @@ def test_memory_that_cuts_an_image_is_another_way() -> None:
 def test_no_case_is_judged_by_a_temperature_that_its_own_masks_were_fitted_to() -> None:
     cases = held_out([case(number) for number in range(5)])
     look = CalibrationSettings()
-    strata = {one.subject: strata_of(one, PREDICT, look, 0) for one in cases}
+    strata = {one.subject: strata_of(one, PREDICT, look, 0)[0] for one in cases}
     before = temperatures_left_out(strata, cases[0].model)
     wrong = [replace(part, truth=~part.truth) for part in strata["s2"]]
     after = temperatures_left_out({**strata, "s2": wrong}, cases[0].model)
