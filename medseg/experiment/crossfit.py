@@ -19,6 +19,7 @@ from medseg.errors import ConfigError, DataError
 from medseg.experiment.plan import Cohort, ExperimentPlan
 from medseg.experiment.single import finetune_target, seen_beside
 from medseg.inference.calibrate import HeldOut, calibrate, warn_of_few
+from medseg.inference.case_store import CaseStore
 from medseg.inference.conditions import ASKED
 from medseg.inference.intensity_prior import RefinementSettings
 from medseg.inference.model import (
@@ -41,6 +42,8 @@ log = logging.getLogger(__name__)
 #: Networks of folds, what each of them is a network of, and the weights that were trained with
 #: them.
 FOLDS, BEGUN, TRAINED = "folds", "begun.txt", "trained.txt"
+#: What single cases said, while a calibration is not finished.
+STATE = "calibration_state"
 #: Settings of a calibration that say what is promised.
 _PROMISED = ("coverage", "review_share", "volume_floor")
 
@@ -127,7 +130,12 @@ def finetune_calibrated(
         tested = replace(plan.target, source=SubsetSource(learned, left_out))
         held_out += held_out_cases(fold, tested, other_people=other_people)
     fitted = calibrate(
-        held_out, method="cross-fitted", predict=predict, settings=asked, model=model
+        held_out,
+        method="cross-fitted",
+        predict=predict,
+        settings=asked,
+        model=model,
+        state=out / FOLDS / STATE,
     )
     fitted = replace(fitted, conditions=fitted.conditions | {"folds": folds})
     kept_as = save_calibration(model, out, fitted)
@@ -206,6 +214,7 @@ def _remove_folds(folder: Path) -> None:
     for begun in folder.glob(f"fold_*_of_*/{BEGUN}"):
         _remove_fold(begun.parent)
     (folder / TRAINED).unlink(missing_ok=True)
+    CaseStore(folder / STATE).clear()
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
 
@@ -270,7 +279,14 @@ def calibrate_on(
     predict: PredictSettings | None = None,
     settings: CalibrationSettings | None = None,
 ) -> Calibration:
-    """Calibrate a model on labelled cases that it never saw, and keep it in the model's folder."""
+    """Calibrate a model on labelled cases that it never saw, and keep it in the model's folder.
+
+    What single cases say lies in ``folder/calibration_state`` until all is done, so that an
+    interrupted calibration goes on where it stopped.
+    """
     cases = held_out_cases(model, cohort, other_people=other_people)
-    fitted = calibrate(cases, predict=predict, settings=settings)
-    return save_calibration(model, folder, fitted)
+    state = folder / STATE
+    fitted = calibrate(cases, predict=predict, settings=settings, state=state)
+    kept_as = save_calibration(model, folder, fitted)
+    CaseStore(state).clear()
+    return kept_as

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,21 +22,22 @@ from medseg.calibration.settings import CalibrationSettings
 from medseg.calibration.temperature import Stratum
 from medseg.calibration.typical import Typical, distances_left_out
 from medseg.data.regions import encode
-from medseg.errors import ConfigError, DataError
+from medseg.errors import ConfigError, DataError, MedsegError
+from medseg.inference.case_store import CaseStore
 from medseg.inference.conditions import conditions, joined
 from medseg.inference.evidence import count_of, doubts, shape_features
 from medseg.inference.model import Model
 from medseg.inference.predict import Prediction, predict_prepared_case
-from medseg.inference.provenance import versions
+from medseg.inference.provenance import case_sha256, label_sha256, settings_sha256, versions
 from medseg.inference.settings import PredictSettings
 from medseg.inference.temperatures import (
     HeldOut,
     RegionError,
     errors_of,
     fit_temperatures,
+    kept_strata,
     pooled,
     prepared_for,
-    strata_of,
     temperatures_left_out,
     truth_in_brain,
 )
@@ -58,6 +61,28 @@ class _RegionEvidence:
     lesions: list[tuple[float, bool]]
 
 
+@dataclass(frozen=True, eq=False)
+class _CaseEvidence:
+    """What one case says."""
+
+    intensities: NDArray[np.float64]
+    conditions: dict[str, Any]
+    regions: list[_RegionEvidence]
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> _CaseEvidence:
+        """Return what was kept as plain values."""
+        regions = []
+        for region in values["regions"]:
+            usual = region["usual_shape"]
+            region |= {name: np.array(region[name]) for name in ("missed", "false", "shape")}
+            region["error"] = RegionError(**region["error"])
+            region["usual_shape"] = None if usual is None else np.array(usual)
+            region["lesions"] = [(share, hit) for share, hit in region["lesions"]]
+            regions.append(_RegionEvidence(**region))
+        return cls(np.array(values["intensities"]), values["conditions"], regions)
+
+
 def calibrate(
     held_out: Sequence[HeldOut],
     *,
@@ -65,12 +90,14 @@ def calibrate(
     predict: PredictSettings | None = None,
     settings: CalibrationSettings | None = None,
     model: Model | None = None,
+    state: Path | None = None,
 ) -> Calibration:
     """Return what labelled cases say of a model's probabilities, masks and volumes.
 
-    Every case is predicted twice: for the temperatures, and with those of the other subjects for
-    all the rest, as :func:`medseg.inference.predict.predict_case` does it. Each subject counts
-    once, by the mean of its cases' losses and the largest of their scores.
+    Every case is read first: what cannot be used is refused before the first prediction. Then each
+    is predicted twice: for the temperatures, and with those of the other subjects for all the rest,
+    as :func:`medseg.inference.predict.predict_case` does it. Each subject counts once, by the mean
+    of its cases' losses and the largest of their scores.
 
     Parameters
     ----------
@@ -82,13 +109,16 @@ def calibrate(
     settings : CalibrationSettings, optional
     model : Model, optional
         What the calibration is for, where that is not the model of the cases.
+    state : Path, optional
+        Folder in which what each case says is kept, so that the same call goes on where it was
+        interrupted; whoever keeps the calibration clears it (:class:`CaseStore`).
 
     Raises
     ------
     DataError
         Fewer than two subjects, or a region that no reference has.
-    ScanError
-        A case without a reference.
+    MedsegError
+        A case that cannot be read or prepared, or has no reference; it is named.
     ConfigError
         The labels of a region are not known.
 
@@ -104,25 +134,24 @@ def calibrate(
     n = _check(held_out, subjects, chosen)
     if method == "held-out":  # else it was said before any training
         warn_of_few(n, chosen)
-    model = model or held_out[0].model
+    model, store = model or held_out[0].model, CaseStore(state)
+    keys = _read_all(held_out, asked, chosen)
     strata: dict[str, list[Stratum]] = {}
     before: list[list[RegionError]] = []
-    for number, one in enumerate(held_out):
-        parts, errors = strata_of(one, asked, chosen, number)
+    for number, (one, key) in enumerate(zip(held_out, keys, strict=True)):
+        parts, errors = kept_strata(one, key, store, asked, chosen, number)
         strata.setdefault(one.subject, []).extend(parts)
         before.append(errors)
+        # By number: the log of a fine-tuning lies in the model's folder, which travels.
+        log.info("calibration: case %d of %d: temperatures", number + 1, len(held_out))
     fits = fit_temperatures([part for own in strata.values() for part in own], model)
     others = temperatures_left_out(strata, model)
     del strata
-    seen: list[list[_RegionEvidence]] = []
-    intensities, made = [], []
-    for number, one in enumerate(held_out, start=1):
-        prediction, evidence = _look(one, others[one.subject], asked, chosen)
-        seen.append(evidence)
-        intensities.append(prediction.intensities)
-        made.append(conditions(prediction))
-        # By number: the log of a fine-tuning lies in the model's folder, which travels.
-        log.info("calibration: case %d of %d is predicted and compared", number, len(held_out))
+    looks: list[_CaseEvidence] = []
+    for number, (one, key) in enumerate(zip(held_out, keys, strict=True), start=1):
+        looks.append(_look(one, key, store, others[one.subject], asked, chosen))
+        log.info("calibration: case %d of %d: masks and volumes", number, len(held_out))
+    intensities = [look.intensities for look in looks]
     distances = distances_left_out(intensities, intensities, subjects)
     return Calibration(
         method=method,
@@ -131,10 +160,10 @@ def calibrate(
         coverage=chosen.coverage,
         review_share=chosen.review_share,
         volume_floor=chosen.volume_floor,
-        conditions=joined(made),
+        conditions=joined([look.conditions for look in looks]),
         regions={
             name: _region(
-                [case[index] for case in seen],
+                [look.regions[index] for look in looks],
                 subjects,
                 fits[index],
                 [case[index] for case in before],
@@ -191,13 +220,53 @@ def warn_of_few(n: int, settings: CalibrationSettings) -> None:
         )
 
 
+def _read_all(
+    held_out: Sequence[HeldOut], predict: PredictSettings, settings: CalibrationSettings
+) -> list[str]:
+    """Read and prepare all cases, one at a time, and return the hash of what each one's word is of.
+
+    What cannot be used is refused here: later it would cost the predictions of all others.
+    """
+    models = {id(one.model): one.model for one in held_out}
+    hashes = {number: model.fingerprint() for number, model in models.items()}
+    how = f"{settings_sha256(predict)} {settings} {versions()}"
+    keys, found = list[str](), list[Tensor]()
+    for number, one in enumerate(held_out):
+        try:
+            case = one.load()
+            found.append(truth_in_brain(one, prepared_for(one, case)).any(dim=1))
+        except MedsegError as error:
+            if repr(one.identifier) in error.message:
+                raise
+            raise type(error)(
+                f"Case {one.identifier!r} cannot be used: {error.message}", hint=error.hint
+            ) from error
+        parts = (hashes[id(one.model)], case_sha256(case), label_sha256(case), one.definition)
+        keys.append(hashlib.sha256(f"{parts} {number} {how}".encode()).hexdigest())
+    for index, name in enumerate(held_out[0].model.spec.regions.names):
+        if not any(bool(there[index]) for there in found):
+            raise DataError(
+                f"A calibration needs a case with region {name!r}, but no reference has a voxel of "
+                "it.",
+                hint="Add cases with lesions.",
+            )
+    log.info("calibration: all %d cases are read and can be used", len(held_out))
+    return keys
+
+
 def _look(
     one: HeldOut,
+    key: str,
+    store: CaseStore,
     factors: tuple[float, ...],
     predict: PredictSettings,
     settings: CalibrationSettings,
-) -> tuple[Prediction, list[_RegionEvidence]]:
-    """Return the prediction of a case and what its reference says of it, on the case's grid."""
+) -> _CaseEvidence:
+    """Return what the reference of a case says of its prediction, on the case's own grid."""
+    key = hashlib.sha256(f"{key} {factors}".encode()).hexdigest()
+    kept = store.load(key)
+    if kept is not None:
+        return _CaseEvidence.of(kept[1])
     own = one.model.spec.temperature
     case = one.load()
     model = replace(one.model, temperatures=tuple(own * factor for factor in factors))
@@ -207,10 +276,16 @@ def _look(
     errors = errors_of(values, truth_in_brain(one, prepared))
     label = case.label.data if case.label is not None else torch.zeros(case.grid.shape).int()
     truth, _ = encode(label, names=prediction.regions, definition=one.definition)
-    return prediction, [
-        _compared(prediction, index, truth[index] > 0.5, error, predict, settings)
-        for index, error in enumerate(errors)
-    ]
+    look = _CaseEvidence(
+        intensities=prediction.intensities,
+        conditions=conditions(prediction),
+        regions=[
+            _compared(prediction, index, truth[index] > 0.5, error, predict, settings)
+            for index, error in enumerate(errors)
+        ],
+    )
+    store.save(key, {}, asdict(look))
+    return look
 
 
 def _compared(

@@ -38,6 +38,15 @@ def case_sha256(case: Case) -> str:
     return digest.hexdigest()
 
 
+def label_sha256(case: Case) -> str:
+    """Return a SHA-256 of the reference segmentation, voxels and affine; "" where there is none."""
+    if case.label is None:
+        return ""
+    digest = hashlib.sha256(np.ascontiguousarray(case.label.data.cpu().numpy()).data)
+    digest.update(np.ascontiguousarray(case.label.grid.affine).data)
+    return digest.hexdigest()
+
+
 def settings_to_json(settings: PredictSettings) -> dict[str, Any]:
     """Return settings as plain JSON values."""
     plain: dict[str, Any] = TypeAdapter(PredictSettings).dump_python(settings, mode="json")

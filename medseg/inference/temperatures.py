@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Tensor
@@ -13,7 +13,8 @@ from medseg.calibration import temperature
 from medseg.calibration.settings import CalibrationSettings
 from medseg.calibration.temperature import Stratum
 from medseg.data.regions import Definition, encode
-from medseg.errors import DataError, ScanError
+from medseg.errors import ScanError
+from medseg.inference.case_store import CaseStore
 from medseg.inference.focused import to_logits
 from medseg.inference.model import Model
 from medseg.inference.plan import predict_image
@@ -144,8 +145,32 @@ def strata_of(
             drawn = places[order]
             part = logits[:, :, drawn].numpy()
             strata.append(Stratum(part, truth[:, drawn].numpy(), len(places)))
-    log.info("calibration: case %d is predicted for the temperature", number + 1)
     return strata, errors_of(written, truth)
+
+
+def kept_strata(
+    one: HeldOut,
+    key: str,
+    store: CaseStore,
+    predict: PredictSettings,
+    settings: CalibrationSettings,
+    number: int,
+) -> tuple[list[Stratum], list[RegionError]]:
+    """Return what :func:`strata_of` does, from the store where it lies there under ``key``."""
+    kept = store.load(key)
+    if kept is not None:
+        arrays, values = kept
+        parts = [
+            Stratum(arrays[f"logits{i}"], arrays[f"truth{i}"], voxels)
+            for i, voxels in enumerate(values["voxels"])
+        ]
+        return parts, [RegionError(**error) for error in values["errors"]]
+    parts, errors = strata_of(one, predict, settings, number)
+    arrays = {f"logits{i}": part.logits for i, part in enumerate(parts)}
+    arrays |= {f"truth{i}": part.truth for i, part in enumerate(parts)}
+    values = {"voxels": [part.voxels for part in parts], "errors": [asdict(e) for e in errors]}
+    store.save(key, arrays, values)
+    return parts, errors
 
 
 def _refined(samples: Tensor, prepared: PreparedCase, model: Model) -> Tensor:
@@ -165,21 +190,8 @@ def _refined(samples: Tensor, prepared: PreparedCase, model: Model) -> Tensor:
 
 
 def fit_temperatures(strata: Sequence[Stratum], model: Model) -> list[float]:
-    """Return the temperature of each region for a model; classes share one.
-
-    Raises
-    ------
-    DataError
-        A region that no reference has.
-    """
+    """Return the temperature of each region for a model; classes share one."""
     names, mode = model.spec.regions.names, model.spec.regions.mode
-    for index, name in enumerate(names):
-        if not any(stratum.truth[index].any() for stratum in strata):
-            raise DataError(
-                f"A calibration needs a case with region {name!r}, but no reference has a voxel of "
-                "it.",
-                hint="Add cases with lesions.",
-            )
     fits = []
     for part in _parts(strata, model):
         fitted = temperature.fit_temperature(part, mode=mode)

@@ -138,6 +138,31 @@ def test_a_model_is_calibrated_on_cases_that_it_never_saw(
     assert "protocol.threshold=0.4 would have no effect" in capsys.readouterr().err
 
 
+def test_an_interrupted_calibration_goes_on_and_tidies_up(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine, save = shutil.copytree(model, tmp_path / "mine"), crossfit.save_calibration
+    before = (mine / NAME).read_bytes()
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(crossfit, "save_calibration", interrupt)
+    argv = ("calibrate", mine, "experiment/demo", *DATA, "target.settings.seed=77")
+    argv = (*argv, "--device", "cpu", "--coverage", 0.8)
+    assert run(*argv) == 130
+    assert (mine / NAME).read_bytes() == before
+    kept = {path: path.stat().st_mtime_ns for path in (mine / "calibration_state").iterdir()}
+    assert len(kept) == 8, "each case twice"
+    assert run(*argv) == 130
+    now = {path: path.stat().st_mtime_ns for path in (mine / "calibration_state").iterdir()}
+    assert now == kept, "none is predicted again"
+    monkeypatch.setattr(crossfit, "save_calibration", save)
+    assert run(*argv) == 0
+    assert not (mine / "calibration_state").exists()
+    assert (mine / NAME).read_bytes() != before
+
+
 def test_an_interrupted_cross_fit_goes_on(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,8 +14,17 @@ from torch import Tensor, nn
 from medseg.calibration.record import NAME, Calibration
 from medseg.calibration.settings import CalibrationSettings
 from medseg.data.regions import RegionSettings
-from medseg.errors import ConfigError, DataError, ModelError, ScanError
+from medseg.errors import (
+    ConfigError,
+    DataError,
+    MedsegError,
+    ModelError,
+    ScanError,
+    ScanFileError,
+)
 from medseg.geometry import Grid
+from medseg.inference import calibrate as calibrating
+from medseg.inference import temperatures
 from medseg.inference.calibrate import HeldOut, calibrate
 from medseg.inference.conditions import conditions, differing, joined
 from medseg.inference.decide import decide
@@ -470,6 +479,84 @@ def test_a_students_shares_of_variance_are_left_as_they_are(fitted: Calibration)
     model = Model(Bold(), student, calibration=fitted)
     assert model.head.temperature == (fitted.temperatures[0], 1.0)
     assert replace(model, temperatures=(2.0,)).head.temperature == (2.0, 1.0)
+
+
+# --- interrupted ----------------------------------------------------------------------------------
+
+
+class Interrupted(BaseException):
+    """Somebody stops the calibration."""
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list that grows by every prediction; the last one of a run is at ``runs[0]``."""
+    done = [1_000]
+
+    def counted(real: Any) -> Any:
+        def call(*args: Any, **more: Any) -> Any:
+            if len(done) == done[0]:
+                raise Interrupted
+            done.append(1)
+            return real(*args, **more)
+
+        return call
+
+    for module, name in ((temperatures, "predict_image"), (calibrating, "predict_prepared_case")):
+        monkeypatch.setattr(module, name, counted(getattr(module, name)))
+    return done
+
+
+@pytest.mark.parametrize("after", [0, 2, 5])
+def test_an_interrupted_calibration_goes_on(after: int, runs: list[int], tmp_path: Path) -> None:
+    cases = held_out([case(number) for number in range(3)])
+    whole = calibrate(cases, predict=PREDICT)
+    assert len(runs) == 7, "each case twice"
+    del runs[1:]
+    runs[0] = 1 + after
+    with pytest.raises(Interrupted):
+        calibrate(cases, predict=PREDICT, state=tmp_path)
+    runs[0] = 1_000
+    assert calibrate(cases, predict=PREDICT, state=tmp_path) == whole
+    assert len(runs) == 7, "nothing is predicted again"
+    again = calibrate(cases, predict=PREDICT, state=tmp_path)
+    assert (again, len(runs)) == (whole, 7)
+    # Other masks, settings or models are predicted anew.
+    calibrate(cases, predict=replace(PREDICT, threshold=0.4), state=tmp_path)
+    assert len(runs) == 13
+    told = replace(cases[0].model, spec=replace(spec(), temperature=2.0))
+    calibrate([replace(one, model=told) for one in cases], predict=PREDICT, state=tmp_path)
+    assert len(runs) == 19
+    other = held_out([replace(case(0), label=case(5).label)])[0]
+    changed = calibrate([other, *cases[1:]], predict=PREDICT, state=tmp_path)
+    assert 20 < len(runs) <= 23, "of the others what hangs on the temperature of this one"
+    assert changed == calibrate([other, *cases[1:]], predict=PREDICT)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (
+            ScanFileError("x.nii could not be read: truncated."),
+            r"Case 'bad' cannot be used: x\.nii",
+        ),
+        (ScanError("Case 'bad': nothing."), "^Case 'bad': nothing"),
+    ],
+)
+def test_a_bad_case_is_named_before_the_first_prediction(
+    error: MedsegError, words: str, runs: list[int]
+) -> None:
+    def load() -> Case:
+        raise error
+
+    good = held_out([case(0), case(1)])
+    bad = replace(good[0], identifier="bad", subject="bad", load=load)
+    with pytest.raises(type(error), match=words):
+        calibrate([*good, bad], predict=PREDICT)
+    nothing = held_out([case(2, empty=True), case(3, empty=True)])
+    with pytest.raises(DataError, match="no reference has a voxel"):
+        calibrate(nothing, predict=PREDICT)
+    assert len(runs) == 1
 
 
 # --- bad input ------------------------------------------------------------------------------------
