@@ -115,7 +115,9 @@ def finetune_calibrated(
     )
     model = _whole_model(plan, out, train=partial(train, key=key))
     if (out / NAME).is_file():
-        return _calibrated_before(out, folds, predict, asked)
+        model = _calibrated_before(out, folds, predict, asked)
+        _remove_folds(out / FOLDS)  # where the last run was ended before it could
+        return model
     identity = "-".join(model.spec.training[name] for name in ("identity", "data_sha256"))
     held_out: list[HeldOut] = []
     for number, left_out in enumerate(parts):

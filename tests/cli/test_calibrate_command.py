@@ -199,6 +199,10 @@ def test_a_finished_calibration_is_neither_made_again_nor_written_over(
         assert finetune(mine, *other) == 2
         assert f"delete {NAME}" in " ".join(capsys.readouterr().err.split())
     assert finetune(mine, *asked, "protocol.seed=3") == 2
+    fold = mine / "folds" / "fold_1_of_2"
+    fold.mkdir(parents=True)
+    (fold / "begun.txt").write_text("ended before it was removed")
+    assert finetune(mine, *asked) == 0
     assert {name: (mine / name).stat().st_mtime_ns for name in before} == before
     assert not (mine / "folds").exists()
 
