@@ -1,6 +1,7 @@
 """``medseg finetune``: a model for a target, from one to twenty scans."""
 
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -252,18 +253,18 @@ def _check_calibration(folds: int, coverage: float | None, other_people: bool) -
 
 
 def _check_out(out: Path, sources: Sequence[Path]) -> None:
-    from medseg.errors import ConfigError, ScanFileError
+    from medseg.errors import ConfigError
     from medseg.inference.model import SPEC_NAME, WEIGHTS_NAME
-    from medseg.io.atomic import refuse_overwrite
 
-    try:
-        for name in (WEIGHTS_NAME, SPEC_NAME):
-            refuse_overwrite(out / name, [folder / name for folder in sources])
-    except ScanFileError as error:
-        raise ConfigError(
-            f"A source is never written over, but --out {out} is a --source or holds files of it.",
-            hint="Give another folder to --out.",
-        ) from error
+    for folder, name in product(sources, (WEIGHTS_NAME, SPEC_NAME)):
+        ours, given = out / name, folder / name
+        # Links to one file count as that file.
+        if ours.exists() and given.exists() and ours.samefile(given):
+            raise ConfigError(
+                f"A source is never written over, but --out {out} is a --source or holds files of "
+                "it.",
+                hint="Give another folder to --out.",
+            )
 
 
 def _check_channels(plan: "ExperimentPlan", source: "ModelSpec | None") -> None:
