@@ -49,7 +49,7 @@ class Checkpoints:
     ----------
     folder : Path
     key : str
-        Hash of the settings and the source of the training; a state with another key is refused.
+        Hash of all else that the training depends on; a state with another key is refused.
     data : str
         Hash of its cases; a state with others is left, with a warning, and training starts anew.
     resume : bool
@@ -90,7 +90,7 @@ class Checkpoints:
         Raises
         ------
         TrainingError
-            The state is of other settings, or damaged.
+            The state is of another training, or damaged.
         """
         path = self.folder / _STATE
         if not self.resume or not path.is_file():
@@ -98,8 +98,8 @@ class Checkpoints:
         saved = _read_state(path)
         if saved["key"] != self.key:
             raise TrainingError(
-                f"A training resumes with the settings it began with, but {path} was written with "
-                "others.",
+                f"A training resumes with the data and settings it began with, but {path} was "
+                "written with others.",
                 hint="Give another output folder, or restore the old settings.",
             )
         if saved.get("data", "") != self.data:

@@ -69,8 +69,9 @@ def test_a_guessed_affine_is_told_and_passed_on_as_a_guess(
     said = "flair.nii.gz: neither sform nor qform is set"
     assert (out / "medseg.log").read_text().count(said) == is_guessed
     assert (said in capsys.readouterr().err) == is_guessed
-    assert json.loads((out / "flair" / "flair.json").read_text())["affine_is_guessed"] == is_guessed
-    header = nib.nifti1.load(out / "flair" / "flair_mask.nii.gz").header
+    (about,) = out.glob("*_flair/*_flair.json")
+    assert json.loads(about.read_text())["affine_is_guessed"] == is_guessed
+    header = nib.nifti1.load(about.with_name(f"{about.stem}_mask.nii.gz")).header
     assert int(header["sform_code"]) == int(header["qform_code"]) == (0 if is_guessed else 2)
 
 

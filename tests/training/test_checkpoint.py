@@ -72,7 +72,7 @@ def test_nothing_saved_is_nothing_to_resume(tmp_path):
 
 def test_a_state_of_another_training_is_refused(saved):
     other = Checkpoints(folder=saved.folder, key="other")
-    with pytest.raises(TrainingError, match="settings it began with") as caught:
+    with pytest.raises(TrainingError, match="data and settings it began with") as caught:
         other.load()
     assert "Give another output folder" in str(caught.value.hint)
 
