@@ -6,8 +6,8 @@ of all its networks; each cell's time.json has them. Writes cells into the exper
 its tables anew; run it again after an interruption, or after the experiment went on: what is done
 stays done. Its plan (spacing, patch, intensities) is made once, of the training subjects of all
 subsets together: where there are no subjects for testing alone, this includes those that a cell is
-tested on, which can only favour nnU-Net. On a CPU the same time is few steps for nnU-Net's larger network: --times 10 shows what
-more time brings.
+tested on, which can only favour nnU-Net. On a CPU the same time is few steps for nnU-Net's larger
+network: --times 10 shows what more time brings.
 """
 
 from __future__ import annotations
