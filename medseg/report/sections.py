@@ -147,7 +147,8 @@ def _same_subsets(run: Run) -> str:
     """Return the sentence that all arms had the same training subsets, where they had."""
     found: dict[int, dict[Arm, set[tuple[str, str]]]] = defaultdict(lambda: defaultdict(set))
     for score in run.scores:
-        if score.n > 0:
+        # Thresholds know no seed.
+        if score.n > 0 and score.arm.method != NO_LEARNING:
             found[score.n][score.arm].add((score.subset, score.seed))
     same = all(
         cells == next(iter(arms.values())) for arms in found.values() for cells in arms.values()

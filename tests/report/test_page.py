@@ -256,6 +256,20 @@ def test_run_json_and_scores_are_enough(own_run: Path, tmp_path: Path) -> None:
     assert "No filter priors were saved" in page.text
 
 
+def test_a_threshold_that_knows_no_seed_has_the_same_training_subsets(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("{}")
+    cells = [("threshold", "a", 0), ("ri", "a", 0), ("ri", "a", 1), ("pr", "a", 0), ("pr", "a", 1)]
+    rows = [
+        {"method": method, "source": "none", "n": 1, "subset": subset, "seed": seed, "case": "b",
+         "region": "core", "dsc": 0.5}
+        for method, subset, seed in cells
+    ]  # fmt: skip
+    write_table(tmp_path / "scores.tsv", rows)
+    assert "All had the same training subsets." in report_of(tmp_path).text
+    write_table(tmp_path / "scores.tsv", rows[:-1])
+    assert "Not all had the same training subsets." in report_of(tmp_path).text
+
+
 def test_scores_of_one_case_without_numbers_do_not_fail(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text("{}")
     row = {"method": "ri", "source": "none", "n": 1, "subset": "0", "seed": 0, "case": "a"}
