@@ -46,5 +46,8 @@ def test_a_new_case_a_lost_one_and_another_mask_or_head_are_refused(tmp_path: Pa
     head = replace(case("a"), brain=torch.arange(1000).view(10, 10, 10) < 700)
     with pytest.raises(DataError, match="brain_voxels of a was 1000 and is 700"):
         require_same_cases([head, case("bb")], ["core"], path)
+    louder = replace(case("a"), image=case("a").image * 1.1)
+    with pytest.raises(DataError, match=r"mean_size of a was 0\.\d+ and is 0\.\d+"):
+        require_same_cases([louder, case("bb")], ["core"], path)
     with pytest.raises(DataError, match="subject of a was a and is p1"):
         require_same_cases([replace(case("a"), subject="p1"), case("bb")], ["core"], path)
